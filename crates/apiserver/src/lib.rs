@@ -1,0 +1,1 @@
+//! The Kubernetes API server: HTTP, authentication, authorization, admission, watch cache.

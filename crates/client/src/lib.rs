@@ -1,0 +1,1 @@
+//! Kubernetes clients, informers, work queues, leader election, event recorder.

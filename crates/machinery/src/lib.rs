@@ -1,0 +1,1 @@
+//! IO-free API machinery: errors, selectors, quantities, schemas, patches, tables.

@@ -1,0 +1,1 @@
+//! Pod networking: bridge, address management, host ports, overlays.

@@ -1,0 +1,1 @@
+//! nf_tables over netlink: tables, chains, rules, sets and maps in atomic batches.

@@ -1,0 +1,1 @@
+//! Services to packets: planner and appliers.

@@ -1,0 +1,1 @@
+//! One file per kind: facts, defaults, validation, strategy, printer columns.

@@ -1,0 +1,1 @@
+//! The embedded container runtime: images, snapshots, sandboxes, shim; served as CRI v1.

@@ -1,0 +1,1 @@
+//! Test cluster harness: builds images, starts clusters, waits for conditions.
