@@ -1,2 +1,30 @@
-//! x
-fn main() {}
+//! The `isopod` binary: reads flags, composes the components, shuts them down in order.
+//!
+//! It has no logic of its own beyond that. The container runtime's shims and container inits are
+//! this same binary re-executed, so they take over before anything else happens.
+
+mod cli;
+mod cluster;
+mod commands;
+mod config;
+mod hello;
+mod kubeconfig;
+mod logging;
+mod sandbox;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    runtime::entrypoint();
+    let arguments = match cli::parse() {
+        Ok(arguments) => arguments,
+        Err(error) => error.exit(),
+    };
+    match commands::run(arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("isopod: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

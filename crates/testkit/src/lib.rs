@@ -1,1 +1,38 @@
-//! Test cluster harness: builds images, starts clusters, waits for conditions.
+//! The harness for tests that need a real cluster: starts one, drives it with the real kubectl,
+//! waits for conditions, and takes it away whatever happened.
+//!
+//! It knows the `isopod` command line and nothing of its insides. Whatever a test needs and the
+//! machine lacks is named in a failure, never skipped.
+
+mod cluster;
+mod image;
+mod machine;
+mod wait;
+
+pub use cluster::Cluster;
+pub use image::busybox_archive;
+pub use machine::Traces;
+pub use wait::eventually;
+
+use std::path::PathBuf;
+
+/// The kubectl under test: `ISOPOD_TEST_KUBECTL`, or the one on the PATH.
+pub fn kubectl() -> PathBuf {
+    tool("ISOPOD_TEST_KUBECTL", "kubectl")
+}
+
+/// The helm under test: `ISOPOD_TEST_HELM`, or the one on the PATH.
+pub fn helm() -> PathBuf {
+    tool("ISOPOD_TEST_HELM", "helm")
+}
+
+fn tool(variable: &str, name: &str) -> PathBuf {
+    if let Some(path) = std::env::var_os(variable) {
+        return path.into();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .map(|directory| directory.join(name))
+        .find(|candidate| candidate.is_file())
+        .unwrap_or_else(|| panic!("{name} is missing: run the tests with ./test.sh, which fetches it, or set {variable}"))
+}

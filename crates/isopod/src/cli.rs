@@ -1,0 +1,223 @@
+//! Flags. A flag's name is also its key in the config file and, upper-cased after `ISOPOD_`, its
+//! environment variable; a flag wins over the environment, which wins over the file.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+/// Kubernetes, the whole system, in one binary.
+#[derive(Debug, Parser)]
+#[command(name = "isopod", version, propagate_version = true, args_override_self = true)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+    /// Log more (-v: info, -vv: debug, -vvv: trace); RUST_LOG is honoured.
+    #[arg(short, action = clap::ArgAction::Count, global = true)]
+    pub verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Start a throwaway cluster in namespaces of its own; Ctrl-C removes every trace.
+    Up(Up),
+    /// Remove a throwaway cluster, also after a crash.
+    Down(Name),
+    /// Start a cluster, deploy a web page behind a Service and fetch it from every pod.
+    Demo(Name),
+    /// List throwaway clusters.
+    List,
+    /// Run control plane and node on this host.
+    Server(Server),
+    /// Run the API server alone, on an embedded store.
+    Apiserver(Server),
+    /// Run the scheduler alone.
+    Scheduler(Component),
+    /// Run the controllers alone.
+    ControllerManager(Component),
+    /// Run the kubelet alone, on the embedded runtime or any CRI endpoint.
+    Kubelet(Kubelet),
+    /// Run the service proxy alone.
+    Proxy(Proxy),
+    /// Manage a cluster's images.
+    #[command(subcommand)]
+    Image(Image),
+    /// Serve the demo page (what the image isopod.local/hello runs).
+    Hello {
+        #[arg(long, default_value_t = crate::hello::image::PORT)]
+        port: u16,
+    },
+    /// Fetch a page over plain HTTP (a client for the demo).
+    Fetch {
+        url: String,
+        /// Fetch this many times and print each different answer with its count.
+        #[arg(long, default_value_t = 1)]
+        repeat: u32,
+    },
+    /// The cluster's main process, started by `up` inside its namespaces.
+    #[command(hide = true, name = "cluster-process")]
+    ClusterProcess { spec: PathBuf },
+}
+
+#[derive(Clone, Debug, Args)]
+pub struct Name {
+    /// The cluster's name: lower-case letters, digits and '-'.
+    #[arg(long, env = "ISOPOD_NAME", default_value = "default")]
+    pub name: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Up {
+    #[command(flatten)]
+    pub name: Name,
+    /// Where to write the kubeconfig (mode 0600); default: in the cluster's directory.
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Also merge the cluster into $KUBECONFIG (or ~/.kube/config) and make it current.
+    #[arg(long)]
+    pub merge: bool,
+    /// Return once the cluster is ready and leave it running.
+    #[arg(long)]
+    pub detach: bool,
+    /// Import an image archive (docker save or OCI layout) before the cluster is ready; repeatable.
+    #[arg(long = "image-archive", value_name = "TAR")]
+    pub image_archives: Vec<PathBuf>,
+    /// Port of the API on 127.0.0.1; default: a free one, kept over restarts.
+    #[arg(long, env = "ISOPOD_API_PORT")]
+    pub api_port: Option<u16>,
+    #[command(flatten)]
+    pub network: NetworkOptions,
+}
+
+/// What every part of a cluster must agree on.
+#[derive(Clone, Debug, Args, serde::Serialize, serde::Deserialize)]
+pub struct NetworkOptions {
+    /// Addresses of pods.
+    #[arg(long, env = "ISOPOD_CLUSTER_CIDR", default_value = "10.42.0.0/16")]
+    pub cluster_cidr: String,
+    /// Addresses of Services.
+    #[arg(long, env = "ISOPOD_SERVICE_CIDR", default_value = "10.43.0.0/16")]
+    pub service_cidr: String,
+    /// Address of the DNS Service; must be in the service range.
+    #[arg(long, env = "ISOPOD_CLUSTER_DNS", default_value_t = Ipv4Addr::new(10, 43, 0, 10))]
+    pub cluster_dns: Ipv4Addr,
+    /// Domain of the cluster's DNS names.
+    #[arg(long, env = "ISOPOD_CLUSTER_DOMAIN", default_value = "cluster.local")]
+    pub cluster_domain: String,
+    /// How Services become packets.
+    #[arg(long, env = "ISOPOD_PROXY_MODE", default_value = "nftables", value_parser = ["nftables"])]
+    pub proxy_mode: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Server {
+    /// Read settings from this YAML file; its keys are the flags' names.
+    #[arg(long, env = "ISOPOD_CONFIG", default_value = "/etc/isopod/config.yaml", value_name = "FILE")]
+    pub config: PathBuf,
+    /// Store, certificates, images, volumes.
+    #[arg(long, env = "ISOPOD_DATA_DIR", default_value = "/var/lib/isopod")]
+    pub data_dir: PathBuf,
+    /// Address and port of the API.
+    #[arg(long, env = "ISOPOD_BIND_ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED))]
+    pub bind_address: IpAddr,
+    #[arg(long, env = "ISOPOD_SECURE_PORT", default_value_t = 6443)]
+    pub secure_port: u16,
+    /// This machine's address in the cluster; default: the source address of its default route.
+    #[arg(long, env = "ISOPOD_NODE_IP")]
+    pub node_ip: Option<Ipv4Addr>,
+    /// Default: the host name.
+    #[arg(long, env = "ISOPOD_NODE_NAME")]
+    pub node_name: Option<String>,
+    /// Further names and addresses for the API's certificate.
+    #[arg(long, env = "ISOPOD_TLS_SAN", value_delimiter = ',')]
+    pub tls_san: Vec<String>,
+    /// Where to write the admin's kubeconfig (mode 0600); default: DATA_DIR/kubeconfig.
+    #[arg(long, env = "ISOPOD_WRITE_KUBECONFIG", value_name = "FILE")]
+    pub write_kubeconfig: Option<PathBuf>,
+    #[command(flatten)]
+    pub network: NetworkOptions,
+}
+
+#[derive(Debug, Args)]
+pub struct Component {
+    /// How to reach the API server.
+    #[arg(long, env = "KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: PathBuf,
+    /// Work only while holding the Lease of this component.
+    #[arg(long, env = "ISOPOD_LEADER_ELECT", default_value_t = true, action = clap::ArgAction::Set)]
+    pub leader_elect: bool,
+    #[command(flatten)]
+    pub network: NetworkOptions,
+}
+
+#[derive(Debug, Args)]
+pub struct Kubelet {
+    /// How to reach the API server.
+    #[arg(long, env = "KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: PathBuf,
+    /// Another CRI runtime's socket; default: the embedded runtime.
+    #[arg(long, env = "ISOPOD_CONTAINER_RUNTIME_ENDPOINT", value_name = "SOCKET")]
+    pub container_runtime_endpoint: Option<String>,
+    #[arg(long, env = "ISOPOD_DATA_DIR", default_value = "/var/lib/isopod")]
+    pub data_dir: PathBuf,
+    #[arg(long, env = "ISOPOD_NODE_IP")]
+    pub node_ip: Option<Ipv4Addr>,
+    #[arg(long, env = "ISOPOD_NODE_NAME")]
+    pub node_name: Option<String>,
+    /// The kubelet's serving certificate and key; default: self-signed.
+    #[arg(long, requires = "tls_private_key_file", value_name = "FILE")]
+    pub tls_cert_file: Option<PathBuf>,
+    #[arg(long, requires = "tls_cert_file", value_name = "FILE")]
+    pub tls_private_key_file: Option<PathBuf>,
+    /// Certificates of clients that the kubelet's endpoint accepts.
+    #[arg(long, value_name = "FILE")]
+    pub client_ca_file: Option<PathBuf>,
+    #[command(flatten)]
+    pub network: NetworkOptions,
+}
+
+#[derive(Debug, Args)]
+pub struct Proxy {
+    /// How to reach the API server.
+    #[arg(long, env = "KUBECONFIG", value_name = "FILE")]
+    pub kubeconfig: PathBuf,
+    #[arg(long, env = "ISOPOD_NODE_IP")]
+    pub node_ip: Option<Ipv4Addr>,
+    #[arg(long, env = "ISOPOD_NODE_NAME")]
+    pub node_name: Option<String>,
+    #[command(flatten)]
+    pub network: NetworkOptions,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Image {
+    /// Import an archive made by `docker save` or in OCI layout, optionally gzipped.
+    Import {
+        archives: Vec<PathBuf>,
+        #[command(flatten)]
+        name: Name,
+    },
+    /// List a cluster's images.
+    List(Name),
+    /// Remove images by name or id.
+    Rm {
+        images: Vec<String>,
+        #[command(flatten)]
+        name: Name,
+    },
+}
+
+/// Parses the command line, after the config file has filled in what neither flags nor environment
+/// say. Errors print usage and exit with 2.
+pub fn parse() -> Result<Arguments, clap::Error> {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let first = Arguments::try_parse_from(&arguments)?;
+    let (Command::Server(server) | Command::Apiserver(server)) = &first.command else { return Ok(first) };
+    let command = Arguments::command();
+    let server_command = command.find_subcommand("server").expect("`server` is declared above");
+    let explicit = std::env::var_os("ISOPOD_CONFIG").is_some()
+        || arguments.iter().any(|a| a.to_string_lossy().starts_with("--config"));
+    crate::config::apply(&server.config, explicit, server_command)
+        .map_err(|error| Arguments::command().error(clap::error::ErrorKind::ValueValidation, format!("{error:#}")))?;
+    Arguments::try_parse_from(&arguments)
+}

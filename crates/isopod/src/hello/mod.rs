@@ -1,0 +1,98 @@
+//! The demo workload: a small web server that tells which pod and node answered, and a client.
+//!
+//! It needs no registry, because the binary that runs the cluster packs itself as its image
+//! ([`image`]).
+
+pub mod image;
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::task::TaskTracker;
+
+/// How long a terminating pod goes on serving, so that proxies have stopped sending to it.
+const DRAIN: Duration = Duration::from_millis(1500);
+
+/// Serves until SIGTERM or SIGINT, then drains.
+pub async fn serve(port: u16) -> anyhow::Result<()> {
+    let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    let listener = TcpListener::bind(address).await.with_context(|| format!("listen on port {port}"))?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let connections = TaskTracker::new();
+    println!("listening on port {port}");
+    let stop = async {
+        tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () }
+        println!("terminating: serving for {DRAIN:?} more");
+        tokio::time::sleep(DRAIN).await;
+    };
+    tokio::pin!(stop);
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => if let Ok((stream, _)) = accepted {
+                connections.spawn(hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), hyper::service::service_fn(answer)));
+            },
+            () = &mut stop => return Ok(()),
+        }
+    }
+}
+
+async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    println!("{} {}", request.method(), request.uri());
+    Ok(Response::new(Full::from(page(request.uri().path()))))
+}
+
+fn page(path: &str) -> String {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let pod = variable("POD_NAME").or_else(|| variable("HOSTNAME")).unwrap_or_else(|| "unknown".into());
+    let node = variable("NODE_NAME").unwrap_or_else(|| "unknown".into());
+    format!("Hello from Isopod!\npod:  {pod}\nnode: {node}\npath: {path}\n")
+}
+
+/// Fetches `repeat` times and prints each different answer once, with how often it came.
+pub async fn fetch_and_print(url: &str, repeat: u32) -> anyhow::Result<()> {
+    let mut answers = BTreeMap::<String, u32>::new();
+    for _ in 0..repeat {
+        *answers.entry(fetch(url).await?).or_default() += 1;
+    }
+    for (answer, count) in answers {
+        match repeat {
+            1 => print!("{answer}"),
+            _ => println!("{count} of {repeat} answers:\n{answer}"),
+        }
+    }
+    Ok(())
+}
+
+/// Gets `url` (plain HTTP) and returns the body; anything but 200 is an error.
+pub async fn fetch(url: &str) -> anyhow::Result<String> {
+    let uri: hyper::Uri = url.parse().with_context(|| format!("{url:?} is not a URL"))?;
+    if uri.scheme_str() != Some("http") {
+        bail!("{url:?} must begin with http://");
+    }
+    let host = uri.host().context("the URL names no host")?;
+    let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(80)))
+        .await
+        .with_context(|| format!("connect to {host}"))?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let path = uri.path_and_query().map_or("/", |p| p.as_str());
+    let request = Request::get(path).header("host", host).body(Empty::<Bytes>::new())?;
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    let body = String::from_utf8_lossy(&response.into_body().collect().await?.to_bytes()).into_owned();
+    if status != hyper::StatusCode::OK {
+        bail!("{url} answered {status}: {body}");
+    }
+    Ok(body)
+}

@@ -1,0 +1,124 @@
+//! The place a throwaway cluster lives in: its namespaces, directories and control groups.
+//!
+//! `isopod up` puts a whole cluster into a [`Sandbox`], so that nothing of it shows on the host but
+//! one loopback listener, and so that [`cleanup::remove`] can take it away again whatever happened.
+//! It knows nothing of what runs inside. The namespaces are pinned by bind mounts, as `ip netns`
+//! does, because pods outlive the main process: a second start must find the same ones.
+
+pub mod cleanup;
+mod lan;
+mod namespaces;
+
+use std::fs::{self, File};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+pub use namespaces::{Namespaces, in_network_namespace};
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+/// Runtime state of every throwaway cluster; a tmpfs on most machines.
+const RUN_ROOT: &str = "/run/isopod";
+/// Stored state of every throwaway cluster.
+const DATA_ROOT: &str = "/var/lib/isopod/clusters";
+
+/// The first node's address on the cluster's private LAN; the LAN's own end is `.1`.
+pub const NODE_IP: Ipv4Addr = Ipv4Addr::new(10, 40, 0, 2);
+
+/// A named throwaway cluster's place.
+pub struct Sandbox {
+    pub name: String,
+    /// `/run/isopod/NAME`: lock, state, sockets, namespace pins.
+    pub run_dir: PathBuf,
+    /// `/var/lib/isopod/clusters/NAME`: store, certificates, images, volumes, logs.
+    pub data_dir: PathBuf,
+}
+
+/// What a later command must know of a cluster; written to `cluster.json` when it starts.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct State {
+    /// The launcher (`isopod up`) or, when detached, the main process.
+    pub pid: i32,
+    /// Loopback port of the API, kept over restarts so that kubeconfigs stay true.
+    pub api_port: u16,
+    pub kubeconfig: PathBuf,
+}
+
+impl Sandbox {
+    /// Names are path components and cgroup names, so they must be DNS labels.
+    pub fn new(name: &str) -> anyhow::Result<Sandbox> {
+        let valid = !name.is_empty()
+            && name.len() <= 40
+            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            && !name.starts_with('-')
+            && !name.ends_with('-');
+        if !valid {
+            bail!("cluster name {name:?} must be at most 40 lower-case letters, digits or '-', and not begin or end with '-'");
+        }
+        Ok(Sandbox {
+            name: name.to_owned(),
+            run_dir: Path::new(RUN_ROOT).join(name),
+            data_dir: Path::new(DATA_ROOT).join(name),
+        })
+    }
+
+    /// Names of the clusters that have left something on this machine.
+    pub fn list() -> Vec<String> {
+        let mut names: Vec<String> = [RUN_ROOT, DATA_ROOT]
+            .iter()
+            .filter_map(|root| fs::read_dir(root).ok())
+            .flat_map(|entries| entries.flatten())
+            .filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir()))
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    /// Path of the cluster's control groups below each controller.
+    pub fn cgroup(&self) -> String {
+        format!("/isopod/{}", self.name)
+    }
+
+    pub fn state(&self) -> Option<State> {
+        serde_json::from_slice(&fs::read(self.run_dir.join("cluster.json")).ok()?).ok()
+    }
+
+    pub fn save_state(&self, state: &State) -> anyhow::Result<()> {
+        let path = self.run_dir.join("cluster.json");
+        fs::write(&path, serde_json::to_vec(state)?).with_context(|| format!("write {}", path.display()))
+    }
+
+    /// Takes the cluster for this process and its children; the lock ends with the last of them.
+    pub fn lock(&self) -> anyhow::Result<Flock<File>> {
+        for dir in [&self.run_dir, &self.data_dir] {
+            fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+        }
+        let path = self.run_dir.join("lock");
+        let file = File::options().create(true).truncate(false).write(true).open(&path)?;
+        Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
+            let pid = self.state().map_or(String::new(), |s| format!(" (pid {})", s.pid));
+            anyhow::anyhow!(
+                "cluster {:?} is already running{pid}; use it, or remove it with `isopod down --name {}`",
+                self.name,
+                self.name
+            )
+        })
+    }
+
+    /// The pinned namespaces, made and wired up if this is the first start.
+    pub fn namespaces(&self) -> anyhow::Result<Namespaces> {
+        let namespaces = Namespaces::open_or_create(&self.run_dir.join("ns"))?;
+        if namespaces.created {
+            lan::connect(&namespaces).context("set up the cluster's virtual network")?;
+        }
+        Ok(namespaces)
+    }
+
+    /// The pinned namespaces of a cluster that exists.
+    pub fn existing_namespaces(&self) -> Option<Namespaces> {
+        Namespaces::open(&self.run_dir.join("ns"))
+    }
+}
