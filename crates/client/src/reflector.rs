@@ -102,7 +102,7 @@ impl<K: Object> Reflector<K> {
             match events.try_next().await {
                 Ok(Some(event)) => self.apply(event, version)?,
                 Ok(None) => break,
-                Err(Error::SerdeError(error)) => {
+                Err(error) if is_undecodable(&error) => {
                     tracing::warn!(resource = self.api.resource_url(), %error, "skipped an object that does not decode");
                 }
                 Err(error) => return Err(error),
@@ -151,6 +151,15 @@ impl<K: Object> Reflector<K> {
     fn trim(&self, object: &mut K) {
         object.meta_mut().managed_fields = None;
         (self.transform)(object);
+    }
+}
+
+/// kube tries to read an event that does not decode as a Status, every field of which may be missing.
+fn is_undecodable(error: &Error) -> bool {
+    match error {
+        Error::SerdeError(_) => true,
+        Error::Api(status) => status.code == 0 && status.reason.is_empty() && status.message.is_empty(),
+        _ => false,
     }
 }
 

@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use client::{Event, Informers, Subscription};
@@ -65,7 +66,8 @@ async fn next(events: &mut Subscription<ConfigMap>) -> String {
         assert!(object.metadata.managed_fields.is_none());
         format!("{}@{}", object.metadata.name.as_ref().unwrap(), object.metadata.resource_version.as_ref().unwrap())
     };
-    match events.recv().await.unwrap() {
+    let event = tokio::time::timeout(Duration::from_secs(10), events.recv()).await;
+    match event.expect("an event within ten seconds").unwrap() {
         Event::Added(object) => format!("+{}", version(&object)),
         Event::Modified { old, new } => format!("{}>{}", version(&old), version(&new)),
         Event::Deleted(object) => format!("-{}", version(&object)),
