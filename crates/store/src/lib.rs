@@ -10,9 +10,14 @@
 //!
 //! It knows nothing of Kubernetes: keys and values are bytes.
 
+pub mod conformance;
+mod fjall_backend;
+
 use std::time::Duration;
 
 use bytes::Bytes;
+
+pub use fjall_backend::{FjallStore, OpenError, Options};
 
 /// A point in the store's history. Starts at 1 for an empty store, as etcd does.
 pub type Revision = i64;
@@ -61,6 +66,11 @@ impl KeyRange {
             }
         }
         KeyRange { start, end: Bytes::from_static(&[0xff; 8]) }
+    }
+
+    /// Whether no second key can lie in it.
+    pub fn is_one_key(&self) -> bool {
+        self.end.strip_prefix(&self.start[..]) == Some(&[0])
     }
 
     pub fn contains(&self, key: &[u8]) -> bool {
@@ -122,7 +132,7 @@ pub enum TxnResult {
 }
 
 /// One change.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     Put {
         kv: KeyValue,
@@ -177,6 +187,9 @@ pub enum Error {
     /// The watcher did not keep up with its bounded buffer; watch again from the last revision seen.
     #[error("the watcher fell behind and was dropped at revision {0}")]
     SlowWatcher(Revision),
+    /// No backend accepts such a request; nothing was written.
+    #[error("invalid request: {0}")]
+    Invalid(&'static str),
     #[error("the store is closed")]
     Closed,
     /// Disk or network failure. A write that ends so may or may not have happened.
@@ -184,7 +197,7 @@ pub enum Error {
     Io { operation: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
 }
 
-/// The seam. Backends: [`fjall`] (embedded), etcd.
+/// The seam. Backends: [`FjallStore`] (embedded), etcd.
 #[async_trait::async_trait]
 pub trait Store: Send + Sync + 'static {
     async fn range(&self, range: Range) -> Result<RangeResult, Error>;
@@ -192,9 +205,13 @@ pub trait Store: Send + Sync + 'static {
     async fn txn(&self, txn: Txn) -> Result<TxnResult, Error>;
 
     /// Events of `range` with a revision of at least `from`, then live.
+    ///
+    /// Caught up, the stream says so with a progress notice. Afterwards notices come within a
+    /// second of revisions that hold nothing for it, and at once when [`Store::revision`] is asked:
+    /// a reader may take that revision and wait for the watch to reach it.
     async fn watch(&self, range: KeyRange, from: Revision) -> Result<WatchStream, Error>;
 
-    /// Drops history before `revision`; present values stay.
+    /// Drops history before `revision`; present values stay. That revision itself stays readable.
     async fn compact(&self, revision: Revision) -> Result<(), Error>;
 
     /// The revision of the last acknowledged write.
