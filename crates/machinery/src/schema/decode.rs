@@ -1,0 +1,539 @@
+//! From bytes to a checked value: JSON and YAML with duplicate-field detection, then types, unknown fields and
+//! Go's idea of absence (`null`, and zero where the field omits it).
+//!
+//! The errors are those of the Go decoder, which clients and conformance tests compare. Canonical spelling
+//! (UTC times, canonical quantities, base64 without line breaks) comes out of the same walk, so a value that
+//! passed here serialises as a Go client would write it.
+
+use std::{cell::RefCell, fmt};
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+
+use super::{Alternative, Field, FieldKind, Presence, Type, TypeId, Types};
+use crate::{
+    ApiError, Result,
+    field::quote,
+    gvk::GroupVersionKind,
+    quantity::{ParseError, Quantity},
+    time,
+};
+
+pub use super::yaml::yaml;
+
+/// The `fieldValidation` query parameter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum FieldValidation {
+    Ignore,
+    #[default]
+    Warn,
+    Strict,
+}
+
+impl FieldValidation {
+    /// Absent means `Warn`; the error is upstream's.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        match text {
+            "Ignore" => Ok(Self::Ignore),
+            "" | "Warn" => Ok(Self::Warn),
+            "Strict" => Ok(Self::Strict),
+            other => {
+                Err(format!("Unsupported value: {}: supported values: \"Ignore\", \"Strict\", \"Warn\"", quote(other)))
+            }
+        }
+    }
+}
+
+/// Upstream reports no more per object.
+const MAX_STRICT_ERRORS: usize = 100;
+
+/// Parses JSON, keeping the last of duplicate fields and naming each: `duplicate field "spec.foo"`.
+pub fn json(bytes: &[u8]) -> Result<(Value, Vec<String>)> {
+    let duplicates = RefCell::new(Vec::new());
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let node: Node<'_, String> = Node { at: &Location::Root, duplicates: &duplicates, key: std::marker::PhantomData };
+    let value = node.deserialize(&mut deserializer).and_then(|value| deserializer.end().map(|()| value));
+    match value {
+        Ok(value) => Ok((value, duplicates.into_inner())),
+        Err(error) => Err(ApiError::bad_request(format!("couldn't get version/kind; json parse error: {error}"))),
+    }
+}
+
+/// Checks, prunes and normalises `value` as `type_`; the warnings name unknown fields.
+pub fn check(types: &Types, type_: &Type, value: &mut Value, validation: FieldValidation) -> Result<Vec<String>> {
+    let found = inspect(types, type_, value, true)?;
+    judge(value, found, validation)
+}
+
+/// The same without dropping zeroes: server-side apply counts every field that was sent.
+pub fn check_applied(
+    types: &Types,
+    type_: &Type,
+    value: &mut Value,
+    validation: FieldValidation,
+) -> Result<Vec<String>> {
+    let found = inspect(types, type_, value, false)?;
+    judge(value, found, validation)
+}
+
+/// [`check`] together with what the parser found, in one error or one list of warnings, parser's findings first.
+pub fn check_parsed(
+    types: &Types,
+    type_: &Type,
+    value: &mut Value,
+    mut duplicates: Vec<String>,
+    validation: FieldValidation,
+) -> Result<Vec<String>> {
+    duplicates.extend(inspect(types, type_, value, true)?);
+    judge(value, duplicates, validation)
+}
+
+/// Turns findings into nothing, warnings or an error, as the client asked.
+pub fn judge(value: &Value, findings: Vec<String>, validation: FieldValidation) -> Result<Vec<String>> {
+    match validation {
+        FieldValidation::Ignore => Ok(Vec::new()),
+        FieldValidation::Strict if !findings.is_empty() => Err(cannot_handle(value, &strict_error(&findings))),
+        _ => Ok(findings),
+    }
+}
+
+/// `strict decoding error: ...`; YAML findings come as Go's YAML library words them.
+fn strict_error(findings: &[String]) -> String {
+    let (yaml, rest): (Vec<_>, Vec<_>) =
+        findings.iter().map(String::as_str).partition(|text| text.starts_with("line "));
+    let mut parts = Vec::new();
+    if !yaml.is_empty() {
+        parts.push(format!("yaml: unmarshal errors:\n  {}", yaml.join("\n  ")));
+    }
+    parts.extend(rest.into_iter().map(str::to_owned));
+    format!("strict decoding error: {}", parts.join(", "))
+}
+
+fn cannot_handle(value: &Value, error: &str) -> ApiError {
+    match GroupVersionKind::of(value) {
+        Ok(gvk) if !gvk.kind.is_empty() => ApiError::bad_request(format!(
+            "{} in version {} cannot be handled as a {}: {error}",
+            gvk.kind,
+            quote(&gvk.version),
+            gvk.kind
+        )),
+        _ => ApiError::bad_request(error),
+    }
+}
+
+fn inspect(types: &Types, type_: &Type, value: &mut Value, drop_zeroes: bool) -> Result<Vec<String>> {
+    let mut walk = Walk { types, drop_zeroes, unknown: Vec::new() };
+    let result = walk.root(type_, value);
+    result.map_err(|error| cannot_handle(value, &error))?;
+    Ok(walk.unknown)
+}
+
+/// Where the walk is: a list on the stack, rendered only for messages.
+#[derive(Clone, Copy)]
+pub(super) enum Location<'a> {
+    Root,
+    Name(&'a Location<'a>, &'a str),
+    Index(&'a Location<'a>, usize),
+    /// A key of a map, which Go's type errors leave out.
+    Key(&'a Location<'a>, &'a str),
+}
+
+impl fmt::Display for Location<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Root => Ok(()),
+            Self::Name(Self::Root, name) | Self::Key(Self::Root, name) => f.write_str(name),
+            Self::Name(parent, name) | Self::Key(parent, name) => write!(f, "{parent}.{name}"),
+            Self::Index(parent, index) => write!(f, "{parent}[{index}]"),
+        }
+    }
+}
+
+impl Location<'_> {
+    /// The path as Go's type errors have it: struct fields only.
+    fn go_path(&self) -> String {
+        match self {
+            Self::Root => String::new(),
+            Self::Index(parent, _) | Self::Key(parent, _) => parent.go_path(),
+            Self::Name(parent, name) => match parent.go_path() {
+                path if path.is_empty() => (*name).to_owned(),
+                path => format!("{path}.{name}"),
+            },
+        }
+    }
+}
+
+struct Walk<'t> {
+    types: &'t Types,
+    drop_zeroes: bool,
+    unknown: Vec<String>,
+}
+
+/// What a type error needs to know beside the path.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    at: &'a Location<'a>,
+    /// The Go struct that holds the field; absent at the root.
+    owner: Option<&'a Type>,
+}
+
+impl Walk<'_> {
+    fn root(&mut self, type_: &Type, value: &mut Value) -> Result<(), String> {
+        let place = Place { at: &Location::Root, owner: None };
+        match value {
+            Value::Object(map) => self.fields(type_, map, place.at),
+            other => Err(wrong_type(other, place, type_.go_name())),
+        }
+    }
+
+    fn fields(&mut self, type_: &Type, map: &mut Map<String, Value>, at: &Location<'_>) -> Result<(), String> {
+        let mut problem = None;
+        map.retain(|name, value| {
+            if problem.is_some() {
+                return true;
+            }
+            let Some(field) = type_.field(name) else {
+                return self.without_field(type_, name, value, at, &mut problem);
+            };
+            if value.is_null() {
+                return false;
+            }
+            let here = Location::Name(at, name);
+            if let Err(error) = self.kind(&field.kind, value, Place { at: &here, owner: Some(type_) }) {
+                problem = Some(error);
+                return true;
+            }
+            !(self.drop_zeroes && omitted(field, value))
+        });
+        problem.map_or(Ok(()), Err)
+    }
+
+    /// `apiVersion` and `kind` of objects stay; other fields are unknown, noted and pruned.
+    fn without_field(
+        &mut self,
+        type_: &Type,
+        name: &str,
+        value: &Value,
+        at: &Location<'_>,
+        problem: &mut Option<String>,
+    ) -> bool {
+        let here = Location::Name(at, name);
+        if type_.object && matches!(name, "apiVersion" | "kind") {
+            if !value.is_string() && !value.is_null() {
+                *problem = Some(wrong_type(value, Place { at: &here, owner: Some(type_) }, "string"));
+            }
+            return value.is_string();
+        }
+        if self.unknown.len() < MAX_STRICT_ERRORS {
+            self.unknown.push(format!("unknown field {}", quote(&here.to_string())));
+        }
+        false
+    }
+
+    fn kind(&mut self, kind: &FieldKind, value: &mut Value, place: Place<'_>) -> Result<(), String> {
+        match (kind, &mut *value) {
+            (FieldKind::String, Value::String(_))
+            | (FieldKind::Bool, Value::Bool(_))
+            | (FieldKind::Double, Value::Number(_))
+            | (FieldKind::FieldsV1, Value::Object(_))
+            | (FieldKind::Raw | FieldKind::Json, _) => Ok(()),
+            (FieldKind::Int32, Value::Number(number)) if fits_int32(number) => Ok(()),
+            (FieldKind::Int64, Value::Number(number)) if number.is_i64() => Ok(()),
+            (FieldKind::Struct(id), Value::Object(map)) => self.fields(self.types.type_(*id), map, place.at),
+            (FieldKind::List(inner) | FieldKind::Wrapped(inner), Value::Array(items)) => {
+                self.items(inner, items, place)
+            }
+            (FieldKind::Map(inner), Value::Object(map)) => self.entries(inner, map, place),
+            (FieldKind::Quantity, value) => quantity(value),
+            (FieldKind::IntOrString, value) => int_or_string(value),
+            (FieldKind::Time, value) => timestamp(value, is_canonical_time, time::format),
+            (FieldKind::MicroTime, value) => timestamp(value, is_canonical_micro_time, time::format_micro),
+            (FieldKind::Bytes, Value::String(text)) => bytes(text),
+            (FieldKind::Duration, Value::String(text)) => crate::duration::parse_go(text).map(|_| ()),
+            (FieldKind::Union(id, alternative), value) => self.union(*id, *alternative, value, place),
+            (kind, value) => Err(wrong_type(value, place, &self.go_type(kind))),
+        }
+    }
+
+    fn items(&mut self, inner: &FieldKind, items: &mut [Value], place: Place<'_>) -> Result<(), String> {
+        for (index, item) in items.iter_mut().enumerate() {
+            self.element(inner, item, Place { at: &Location::Index(place.at, index), ..place })?;
+        }
+        Ok(())
+    }
+
+    fn entries(&mut self, inner: &FieldKind, map: &mut Map<String, Value>, place: Place<'_>) -> Result<(), String> {
+        for (key, item) in map.iter_mut() {
+            self.element(inner, item, Place { at: &Location::Key(place.at, key), ..place })?;
+        }
+        Ok(())
+    }
+
+    /// An element of a list or map: `null` is the zero value there.
+    fn element(&mut self, kind: &FieldKind, value: &mut Value, place: Place<'_>) -> Result<(), String> {
+        if value.is_null() {
+            *value = zero(kind);
+            return Ok(());
+        }
+        self.kind(kind, value, place)
+    }
+
+    fn union(
+        &mut self,
+        id: TypeId,
+        alternative: Alternative,
+        value: &mut Value,
+        place: Place<'_>,
+    ) -> Result<(), String> {
+        match (alternative, value) {
+            (_, Value::Object(map)) => self.fields(self.types.type_(id), map, place.at),
+            (Alternative::Structs, Value::Array(items)) => self.items(&FieldKind::Struct(id), items, place),
+            (Alternative::Strings, Value::Array(items)) => self.items(&FieldKind::String, items, place),
+            (Alternative::Bool, Value::Bool(_)) => Ok(()),
+            (Alternative::Bool, _) => Err("boolean or JSON schema expected".into()),
+            (_, value) => Err(wrong_type(value, place, self.types.type_(id).go_name())),
+        }
+    }
+
+    fn go_type(&self, kind: &FieldKind) -> String {
+        match kind {
+            FieldKind::Bool => "bool".into(),
+            FieldKind::Int32 => "int32".into(),
+            FieldKind::Int64 => "int64".into(),
+            FieldKind::Double => "float64".into(),
+            FieldKind::Bytes => "[]uint8".into(),
+            FieldKind::FieldsV1 => "v1.FieldsV1".into(),
+            FieldKind::Struct(id) | FieldKind::Union(id, _) => self.types.type_(*id).go_name().into(),
+            FieldKind::List(inner) | FieldKind::Wrapped(inner) => format!("[]{}", self.go_type(inner)),
+            FieldKind::Map(inner) => format!("map[string]{}", self.go_type(inner)),
+            FieldKind::Quantity => "resource.Quantity".into(),
+            _ => "string".into(),
+        }
+    }
+}
+
+fn wrong_type(value: &Value, place: Place<'_>, go_type: &str) -> String {
+    let found = match value {
+        Value::Null => "null".into(),
+        Value::Bool(_) => "bool".into(),
+        Value::Number(number) if matches!(go_type, "int32" | "int64") => format!("number {number}"),
+        Value::Number(_) => "number".into(),
+        Value::String(_) => "string".into(),
+        Value::Array(_) => "array".to_owned(),
+        Value::Object(_) => "object".into(),
+    };
+    match place.owner {
+        Some(owner) => format!(
+            "json: cannot unmarshal {found} into Go struct field {}.{} of type {go_type}",
+            owner.short_name(),
+            place.at.go_path()
+        ),
+        None => format!("json: cannot unmarshal {found} into Go value of type {go_type}"),
+    }
+}
+
+/// The zero value of an element.
+pub(super) fn zero(kind: &FieldKind) -> Value {
+    match kind {
+        FieldKind::String | FieldKind::Bytes => "".into(),
+        FieldKind::Bool => false.into(),
+        FieldKind::Int32 | FieldKind::Int64 | FieldKind::IntOrString | FieldKind::Double => 0.into(),
+        FieldKind::Quantity => "0".into(),
+        FieldKind::Duration => "0s".into(),
+        FieldKind::List(_) | FieldKind::Wrapped(_) => Value::Array(Vec::new()),
+        FieldKind::Time | FieldKind::MicroTime | FieldKind::Json => Value::Null,
+        FieldKind::Raw | FieldKind::FieldsV1 | FieldKind::Struct(_) | FieldKind::Map(_) | FieldKind::Union(..) => {
+            Value::Object(Map::new())
+        }
+    }
+}
+
+/// Whether Go's encoder leaves the field out at this value.
+fn omitted(field: &Field, value: &Value) -> bool {
+    if field.presence != Presence::NonZero {
+        return false;
+    }
+    match value {
+        Value::Null => true,
+        Value::Bool(value) => !value,
+        Value::Number(number) => number.as_f64() == Some(0.0) && !matches!(field.kind, FieldKind::IntOrString),
+        Value::String(text) => text.is_empty() && !matches!(field.kind, FieldKind::IntOrString),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(map) => map.is_empty() && matches!(field.kind, FieldKind::Map(_)),
+    }
+}
+
+fn fits_int32(number: &Number) -> bool {
+    number.as_i64().is_some_and(|number| i32::try_from(number).is_ok())
+}
+
+fn quantity(value: &mut Value) -> Result<(), String> {
+    let parsed = match value {
+        Value::String(text) => {
+            // The usual spellings are canonical already: a few digits, perhaps with a suffix.
+            if text.len() < 4 && !text.starts_with('0') && text.bytes().all(|byte| byte.is_ascii_digit()) {
+                return Ok(());
+            }
+            Quantity::parse(text.trim())
+        }
+        Value::Number(number) => Quantity::parse(&number.to_string()),
+        _ => Err(ParseError::Format),
+    };
+    *value = parsed.map_err(|error| error.to_string())?.to_string().into();
+    Ok(())
+}
+
+fn int_or_string(value: &Value) -> Result<(), String> {
+    match value {
+        Value::String(_) => Ok(()),
+        Value::Number(number) if fits_int32(number) => Ok(()),
+        other => Err(wrong_type(other, Place { at: &Location::Root, owner: None }, "int32")),
+    }
+}
+
+fn timestamp(
+    value: &mut Value,
+    is_canonical: fn(&[u8]) -> bool,
+    format: fn(jiff::Timestamp) -> String,
+) -> Result<(), String> {
+    let Value::String(text) = value else {
+        return Err(wrong_type(value, Place { at: &Location::Root, owner: None }, "string"));
+    };
+    let parsed = time::parse(text)?;
+    if !is_canonical(text.as_bytes()) {
+        *text = format(parsed);
+    }
+    Ok(())
+}
+
+fn is_canonical_time(text: &[u8]) -> bool {
+    text.len() == 20 && text[10] == b'T' && text[19] == b'Z'
+}
+
+fn is_canonical_micro_time(text: &[u8]) -> bool {
+    text.len() == 27 && text[10] == b'T' && text[26] == b'Z'
+}
+
+/// Go skips line breaks within base64, and never writes them.
+fn bytes(text: &mut String) -> Result<(), String> {
+    if text.contains(['\n', '\r']) {
+        text.retain(|c| c != '\n' && c != '\r');
+    }
+    STANDARD.decode(text.as_bytes()).map(|_| ()).map_err(|error| {
+        let at = match error {
+            base64::DecodeError::InvalidByte(at, _) | base64::DecodeError::InvalidLastSymbol(at, _) => at,
+            base64::DecodeError::InvalidLength(length) => length / 4 * 4,
+            base64::DecodeError::InvalidPadding => text.len() / 4 * 4,
+        };
+        format!("illegal base64 data at input byte {at}")
+    })
+}
+
+/// A key of a mapping, which tells how a duplicate is reported.
+pub(super) trait Key: for<'de> serde::Deserialize<'de> {
+    fn into_text(self, duplicate: impl FnOnce(&str, Option<usize>)) -> String;
+}
+
+impl Key for String {
+    fn into_text(self, duplicate: impl FnOnce(&str, Option<usize>)) -> String {
+        duplicate(&self, None);
+        self
+    }
+}
+
+/// Builds a value while watching for keys that occur twice.
+pub(super) struct Node<'a, K> {
+    pub at: &'a Location<'a>,
+    pub duplicates: &'a RefCell<Vec<String>>,
+    pub key: std::marker::PhantomData<K>,
+}
+
+impl<K> Node<'_, K> {
+    fn child<'b>(&'b self, at: &'b Location<'b>) -> Node<'b, K> {
+        Node { at, duplicates: self.duplicates, key: self.key }
+    }
+
+    fn report(&self, map: &Map<String, Value>, key: &str, line: Option<usize>) {
+        let mut duplicates = self.duplicates.borrow_mut();
+        if map.contains_key(key) && duplicates.len() < MAX_STRICT_ERRORS {
+            duplicates.push(match line {
+                Some(line) => format!("line {line}: key {} already set in map", quote(key)),
+                None => format!("duplicate field {}", quote(&Location::Name(self.at, key).to_string())),
+            });
+        }
+    }
+}
+
+impl<'de, K: Key> DeserializeSeed<'de> for Node<'_, K> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de, K: Key> Visitor<'de> for Node<'_, K> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        self.deserialize(deserializer)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = sequence.next_element_seed(self.child(&Location::Index(self.at, items.len())))? {
+            items.push(item);
+        }
+        Ok(Value::Array(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        let mut map = Map::new();
+        while let Some(key) = access.next_key::<K>()? {
+            let key = key.into_text(|key, line| self.report(&map, key, line));
+            let value = access.next_value_seed(self.child(&Location::Name(self.at, &key)))?;
+            map.insert(key, value);
+        }
+        Ok(Value::Object(map))
+    }
+}
+
+#[cfg(test)]
+mod tests;
