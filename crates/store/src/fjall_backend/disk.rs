@@ -83,14 +83,11 @@ impl Disk {
         if !path.exists() {
             create(dir, &path, options).map_err(|error| explain(dir, error))?;
         }
-        let opened = guarded(|| Self::recover(&path, options));
-        let damaged = |error: &fjall::Error| matches!(error, fjall::Error::JournalRecovery(_));
-        let disk = match opened {
-            Err(error) if damaged(&error) && journal::cut_torn_tail(&path).unwrap_or(false) => {
-                guarded(|| Self::recover(&path, options))
-            }
-            opened => opened,
-        };
+        let open = || guarded(|| Self::recover(&path, options));
+        let disk = open().or_else(|error| match journal::cut_torn_tail(&path) {
+            Ok(true) => open(),
+            _ => Err(error),
+        });
         let disk = disk.map_err(|error| explain(dir, error))?;
         match disk.number(layout::FORMAT).map_err(|error| explain(dir, error))? {
             Some(layout::FORMAT_VERSION) => Ok(Arc::new(disk)),
@@ -122,9 +119,12 @@ impl Disk {
         bytes.map(|bytes| layout::parse_number(&bytes).map_err(malformed)).transpose()
     }
 
-    /// fjall silently drops a tree whose manifest is missing: a database without all three is
-    /// damaged, not new.
+    /// fjall makes anew what it misses, tree or journal, and calls it recovered. Since ours was
+    /// complete when it got its name, whatever is missing is damage.
     fn recover(path: &Path, options: &Options) -> fjall::Result<Self> {
+        if journal::active(path)?.is_none() || !path.join("version").exists() {
+            return Err(damage("its journal or version mark is missing".into()));
+        }
         let database = builder(path, options).open()?;
         let names = [layout::CURRENT, layout::HISTORY, layout::META];
         if let Some(missing) = names.into_iter().find(|name| !database.keyspace_exists(name)) {

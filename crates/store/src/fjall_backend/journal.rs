@@ -1,9 +1,9 @@
 //! Cuts a torn batch off the end of fjall's journal.
 //!
 //! A power loss may leave the pages of the last, unacknowledged batch on disk in any combination.
-//! fjall cuts a batch that ends early, but refuses to open when one looks complete and its
-//! checksum is wrong. Such a batch is cut here, provided that nothing valid follows it: then it is
-//! the last, and nobody was told that it succeeded. Anything else is damage, and is left alone.
+//! fjall cuts a batch that ends early, but refuses to open when one looks complete and is not.
+//! Such a batch is cut here, provided that nothing valid follows it: then it is the last, and
+//! nobody was told that it succeeded. Anything else is damage, and is left alone.
 //!
 //! It knows fjall's journal framing (format 3) and nothing of what the batches mean.
 
@@ -14,11 +14,15 @@ use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::Xxh3;
 
+/// Whether there was one.
 pub fn cut_torn_tail(database: &Path) -> io::Result<bool> {
     let Some(path) = active(database)? else { return Ok(false) };
     let bytes = fs::read(&path)?;
     let end = batches(&bytes);
-    if (end + 1..bytes.len()).any(|at| batch(&bytes[at..]).is_some()) {
+    let torn = &bytes[end..];
+    // fjall fills the file with zeros beforehand.
+    let written = torn.iter().any(|byte| *byte != 0);
+    if !written || (1..torn.len()).any(|at| batch(&torn[at..]).is_some()) {
         return Ok(false);
     }
     let file = File::options().write(true).open(&path)?;
@@ -28,7 +32,7 @@ pub fn cut_torn_tail(database: &Path) -> io::Result<bool> {
 }
 
 /// The journal being written is the one with the highest number.
-fn active(database: &Path) -> io::Result<Option<PathBuf>> {
+pub fn active(database: &Path) -> io::Result<Option<PathBuf>> {
     let mut newest = None;
     for entry in fs::read_dir(database)? {
         let path = entry?.path();
