@@ -496,7 +496,8 @@ mod tests {
         let list = |seed: usize| -> Vec<Value> {
             let picked = names.iter().enumerate().filter(|(index, _)| seed >> index & 1 == 1);
             let mut picked: Vec<_> = picked.map(|(index, name)| container(seed + index, name)).collect();
-            picked.rotate_left(seed % picked.len().max(1));
+            let middle = seed % picked.len().max(1);
+            picked.rotate_left(middle);
             picked
         };
         for seed in 0..16 * 16 {

@@ -130,7 +130,10 @@ impl<'a> Parser<'a> {
             ("a", _) => field.atomic = true,
             (_, Some(("p", strategy))) => field.merge = self.merge(strategy)?,
             (_, Some(("l", "set"))) => field.list = ListType::Set,
-            (_, Some(("l", keys))) => field.list = ListType::Map(keys.split(',').map(|key| self.intern(key)).collect()),
+            (_, Some(("l", list))) => {
+                let keys = list.strip_prefix("map:").ok_or_else(|| format!("unknown list type {list}"))?;
+                field.list = ListType::Map(keys.split(',').map(|key| self.intern(key)).collect());
+            }
             _ => return Err(format!("unknown attribute {attribute}")),
         }
         Ok(())
