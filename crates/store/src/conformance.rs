@@ -1,9 +1,8 @@
 //! What every [`Store`] must do, as checks that run against any of them.
 //!
-//! Each check keeps to its own prefix and to relative revisions, so that all may run at once on
-//! one store that others use too; only compaction is felt by all, hence [`compaction`] retries
-//! nothing and every other check reads no further back than its own writes, on a store whose
-//! history is not being compacted. [`conformance_tests!`] makes a test of each.
+//! Each check keeps to its own prefix and to relative revisions, so they need no empty store, only
+//! one that nobody else compacts or closes and where their prefix is unused.
+//! [`conformance_tests!`](crate::conformance_tests) makes a test of each, with a store of its own.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -23,7 +22,7 @@ use crate::{
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A test per check; the argument is an async function that makes a store and what must outlive
-/// the test: `async fn() -> (Arc<dyn Store>, impl Sized)`.
+/// the test: `async fn() -> (Arc<dyn Store>, impl Sized)`. Needs tokio where it is used.
 #[macro_export]
 macro_rules! conformance_tests {
     ($make:path) => {

@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -150,7 +151,8 @@ async fn an_interrupted_creation_is_begun_anew() {
 
 #[tokio::test]
 async fn what_is_missing_is_called_damage() {
-    let damages: [(&str, fn(&std::path::Path)); 4] = [
+    type Damage = fn(&Path);
+    let damages: [(&str, Damage); 4] = [
         ("journal", |db| std::fs::remove_file(db.join("0.jnl")).unwrap()),
         ("version", |db| std::fs::remove_file(db.join("version")).unwrap()),
         ("manifest", |db| std::fs::remove_file(db.join("keyspaces/2/current")).unwrap()),

@@ -108,7 +108,7 @@ impl Disk {
         while [&self.current, &self.history, &self.meta].iter().any(lags) {
             // Fails once the worker has.
             self.database.persist(PersistMode::Buffer)?;
-            std::thread::sleep(Duration::from_millis(1));
+            pause();
         }
         Ok(())
     }
@@ -203,6 +203,12 @@ fn damage(what: String) -> fjall::Error {
 
 fn malformed(error: layout::Malformed) -> fjall::Error {
     fjall::Error::Io(io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// For the writer's own thread, where fjall offers nothing to wait on.
+#[expect(clippy::disallowed_methods, reason = "no executor runs on the writer's thread")]
+pub fn pause() {
+    std::thread::sleep(Duration::from_millis(1));
 }
 
 /// Puts what failed in front of fjall's error.

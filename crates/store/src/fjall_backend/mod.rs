@@ -170,3 +170,42 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + S
         .await
         .unwrap_or_else(|error| Err(Error::Io { operation: "read the store", source: error.into() }))
 }
+
+#[cfg(test)]
+mod tests {
+    use fjall::Readable;
+
+    use super::*;
+
+    /// Compaction frees what it makes unreachable: versions, deletions and their entries.
+    #[tokio::test]
+    async fn compaction_leaves_one_version_per_key() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let store = FjallStore::open(dir.path(), Options::default()).unwrap();
+        let key = |n: usize| format!("/{n}").into();
+        let commit = async |write| {
+            let txn = Txn { compares: vec![], writes: vec![write] };
+            let TxnResult::Committed { revision } = store.txn(txn).await.unwrap() else { panic!() };
+            revision
+        };
+        let mut last = 0;
+        for n in 0..600 {
+            // Keys below 20 end deleted, others live, some after deletion.
+            let (key, delete) = (key(n % 60), n / 60 % 3 == 1 || n >= 540 && n % 60 < 20);
+            let put = |key| Write::Put { key, value: "x".into(), lease: 0 };
+            last = commit(if delete { Write::Delete { key } } else { put(key) }).await;
+        }
+        store.compact(last).await.unwrap();
+        let counts = || {
+            let view = store.hub.view().unwrap();
+            let current = view.disk.database.snapshot().len(&view.disk.current).unwrap();
+            (view.versions(0, view.revision + 1).count(), current)
+        };
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        // The 41st is what the newest event replaced: a watch from that revision shows it.
+        while counts() != (41, 40) {
+            assert!(std::time::Instant::now() < deadline, "{:?} left", counts());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+}

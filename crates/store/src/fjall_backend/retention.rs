@@ -26,8 +26,8 @@ impl Retention {
         let excess = current - oldest.max(1) > self.max_revisions + self.max_revisions / 8;
         let mut target = if excess { current - self.max_revisions } else { 0 };
         if let Some(keep) = self.keep {
-            let due = |&(time, _): &(Instant, Revision)| now.duration_since(time) >= keep;
-            while let Some((_, revision)) = self.samples.pop_front_if(|sample| due(sample)) {
+            let due = self.samples.partition_point(|(time, _)| now.duration_since(*time) >= keep);
+            for (_, revision) in self.samples.drain(..due) {
                 target = target.max(revision);
             }
             let last = self.samples.back();

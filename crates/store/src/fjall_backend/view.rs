@@ -55,16 +55,18 @@ impl View {
         if start >= end {
             return Ok(result);
         }
+        let mut found = Vec::new();
         for entry in self.snapshot.range(&self.disk.current, &start[..]..&end[..]) {
             let (key, head) = entry.into_inner().map_err(failed(READ))?;
             let newest = Head::parse(&head).map_err(malformed)?;
             let Some(head) = self.as_of(newest, revision)? else { continue };
             result.count += 1;
-            let full = request.limit > 0 && result.kvs.len() == request.limit;
+            let full = request.limit > 0 && found.len() == request.limit;
             if !request.count_only && !full {
-                result.kvs.push(self.key_value(&key, head)?);
+                found.push((key, head));
             }
         }
+        result.kvs = self.key_values(found)?;
         result.more = !request.count_only && result.count > result.kvs.len();
         Ok(result)
     }
@@ -81,6 +83,19 @@ impl View {
         let record = Record::parse(head.at, &bytes).map_err(malformed)?;
         let value = Bytes::copy_from_slice(record.value);
         Ok(head.key_value(Bytes::copy_from_slice(key), value))
+    }
+
+    /// As [`View::key_value`], in the given order, but read in the order of the disk: a list of many
+    /// keys touches each block once.
+    fn key_values(&self, found: Vec<(Slice, Head)>) -> Result<Vec<KeyValue>, Error> {
+        let mut order: Vec<_> = (0..found.len()).collect();
+        order.sort_unstable_by_key(|&n| found[n].1.at);
+        let mut kvs = vec![None; found.len()];
+        for n in order {
+            let (key, head) = &found[n];
+            kvs[n] = Some(self.key_value(key, *head)?);
+        }
+        Ok(kvs.into_iter().flatten().collect())
     }
 
     /// Events of `range` from revision `from` on, whole revisions only, stopping early once they

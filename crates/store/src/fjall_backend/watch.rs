@@ -18,6 +18,8 @@ const CLOSE: Revision = 1_000;
 const PIECE: usize = 1 << 20;
 
 pub fn start(hub: Arc<Hub>, range: KeyRange, from: Revision) -> Result<WatchStream, Error> {
+    // There is nothing before the first revision.
+    let from = from.max(0);
     let watch = Watch { hub, range, from, next: from, phase: Phase::Behind };
     watch.check(&*watch.hub.view()?)?;
     Ok(stream::unfold(watch, async |mut watch| Some((watch.step().await?, watch))).boxed())

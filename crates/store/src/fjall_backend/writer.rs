@@ -16,7 +16,7 @@ use nix::sys::statvfs::statvfs;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::Options;
-use super::disk::{DirectoryLock, Disk, OpenError, failed};
+use super::disk::{DirectoryLock, Disk, OpenError, failed, pause};
 use super::group::{Group, Outcome};
 use super::hub::{Hub, Published};
 use super::layout;
@@ -342,7 +342,7 @@ fn release(view: Arc<View>) {
     let disk = Arc::downgrade(&view.disk);
     drop(view);
     while disk.strong_count() > 0 {
-        std::thread::sleep(Duration::from_millis(1));
+        pause();
     }
 }
 
