@@ -4,8 +4,15 @@
 //! the runtime or the Kubernetes API. The runtime calls it through [`PodNetwork`], so that a
 //! third-party CNI configuration can take the place of the built-in bridge.
 
+mod addresses;
+pub mod bridge;
+mod netlink;
+mod rules;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
+
+pub use addresses::Range;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
