@@ -1,0 +1,151 @@
+//! StatefulSet: pods with stable names and storage.
+
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1 as api;
+use machinery::field::Path;
+use machinery::names;
+use machinery::table::Column;
+use serde_json::{Value, json};
+
+use super::{default_template, int_or_percent, is_zero, validate_workload};
+use crate::facts::{Facts, Subresource};
+use crate::kinds::core::persistent_volume_claim;
+use crate::pod;
+use crate::print;
+use crate::resource::Kind;
+use crate::validate::meta::{self, NameRule};
+use crate::validate::{Errors, indexed, text};
+use crate::value::Defaulting;
+
+pub struct StatefulSet;
+
+const FIXED: &str = "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', 'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden";
+
+impl Kind for StatefulSet {
+    type Object = api::StatefulSet;
+
+    const FACTS: Facts = Facts {
+        short_names: &["sts"],
+        categories: &["all"],
+        subresources: &[Subresource::scale(), Subresource::own("status", "apps", "v1", "StatefulSet")],
+        generation: true,
+        ..Facts::namespaced(
+            "apps",
+            "v1",
+            "StatefulSet",
+            "statefulsets",
+            "statefulset",
+            "io.k8s.api.apps.v1.StatefulSet",
+        )
+    };
+    const NAME: NameRule = meta::label;
+    const COLUMNS: &'static [Column] =
+        &[print::NAME, print::text("Ready"), print::AGE, print::CONTAINERS, print::IMAGES];
+
+    fn defaults(object: &mut Value) {
+        let spec = object.make("spec");
+        spec.or("podManagementPolicy", "OrderedReady").or("replicas", 1).or("revisionHistoryLimit", 10);
+        let strategy = spec.make("updateStrategy");
+        strategy.or("type", "RollingUpdate");
+        if strategy.text("type") == "RollingUpdate" {
+            strategy.make("rollingUpdate").or("partition", 0);
+        }
+        spec.make("persistentVolumeClaimRetentionPolicy").or("whenDeleted", "Retain").or("whenScaled", "Retain");
+        spec.each("volumeClaimTemplates", |claim| {
+            claim.or("apiVersion", "v1").or("kind", "PersistentVolumeClaim");
+            persistent_volume_claim::defaults(claim);
+        });
+        default_template(object);
+    }
+
+    fn prepare_create(object: &mut Value) {
+        object["status"] = json!({"replicas": 0, "availableReplicas": 0});
+    }
+
+    fn validate(object: &api::StatefulSet, errors: &mut Errors) {
+        let path = Path::new("spec");
+        let default = api::StatefulSetSpec::default();
+        let spec = object.spec.as_ref().unwrap_or(&default);
+        let policies = &["OrderedReady", "Parallel"];
+        errors.one_of(&path.child("podManagementPolicy"), spec.pod_management_policy.as_deref(), policies);
+        update_strategy(spec, &path.child("updateStrategy"), errors);
+        retention(spec, &path.child("persistentVolumeClaimRetentionPolicy"), errors);
+        errors.non_negative(&path.child("replicas"), spec.replicas);
+        errors.non_negative(&path.child("minReadySeconds"), spec.min_ready_seconds);
+        errors.non_negative(&path.child("revisionHistoryLimit"), spec.revision_history_limit);
+        let start = spec.ordinals.as_ref().and_then(|ordinals| ordinals.start);
+        errors.non_negative(&path.child("ordinals").child("start"), start);
+        let service = text(&spec.service_name);
+        if !service.is_empty() {
+            errors.all_invalid(&path.child("serviceName"), service, names::is_dns1123_subdomain(service));
+        }
+        validate_workload(&spec.selector, &spec.template, "statefulset", &path, errors);
+    }
+
+    fn validate_update(new: &api::StatefulSet, old: &api::StatefulSet, errors: &mut Errors) {
+        Self::validate(new, errors);
+        let (Some(new), Some(old)) = (&new.spec, &old.spec) else { return };
+        let fixed = api::StatefulSetSpec {
+            replicas: old.replicas,
+            ordinals: old.ordinals.clone(),
+            template: old.template.clone(),
+            update_strategy: old.update_strategy.clone(),
+            revision_history_limit: old.revision_history_limit,
+            persistent_volume_claim_retention_policy: old.persistent_volume_claim_retention_policy.clone(),
+            min_ready_seconds: old.min_ready_seconds,
+            ..new.clone()
+        };
+        if fixed != *old {
+            errors.forbidden(&Path::new("spec"), FIXED);
+        }
+    }
+
+    fn cells(object: &Value, typed: &api::StatefulSet, now: Timestamp) -> Vec<Value> {
+        let default = api::StatefulSetSpec::default();
+        let spec = typed.spec.as_ref().unwrap_or(&default);
+        let ready = typed.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0);
+        let [containers, images, _] = print::template(Some(&spec.template), String::new());
+        vec![
+            print::name(object),
+            json!(format!("{ready}/{}", spec.replicas.unwrap_or(0))),
+            print::age(object, now),
+            containers,
+            images,
+        ]
+    }
+
+    fn warnings(new: &api::StatefulSet, _old: Option<&api::StatefulSet>) -> Vec<String> {
+        let template = new.spec.as_ref().map(|spec| &spec.template);
+        template.map(|t| pod::template_warnings(t, &Path::new("spec").child("template"))).unwrap_or_default()
+    }
+}
+
+fn update_strategy(spec: &api::StatefulSetSpec, path: &Path, errors: &mut Errors) {
+    let Some(strategy) = &spec.update_strategy else { return };
+    let type_ = text(&strategy.type_);
+    errors.one_of(&path.child("type"), Some(type_), &["OnDelete", "RollingUpdate"]);
+    let Some(rolling) = &strategy.rolling_update else { return };
+    let at = path.child("rollingUpdate");
+    if type_ == "OnDelete" {
+        let detail = "only allowed for updateStrategy 'RollingUpdate'";
+        errors.invalid(&at, rolling, detail);
+        return;
+    }
+    errors.non_negative(&at.child("partition"), rolling.partition);
+    if let Some(unavailable) = &rolling.max_unavailable {
+        int_or_percent(Some(unavailable), true, &at.child("maxUnavailable"), errors);
+        if is_zero(Some(unavailable)) {
+            errors.invalid(&at.child("maxUnavailable"), unavailable, "cannot be 0");
+        }
+    }
+}
+
+fn retention(spec: &api::StatefulSetSpec, path: &Path, errors: &mut Errors) {
+    let Some(policy) = &spec.persistent_volume_claim_retention_policy else { return };
+    for (key, value) in [("whenDeleted", &policy.when_deleted), ("whenScaled", &policy.when_scaled)] {
+        errors.one_of(&path.child(key), value.as_deref(), &["Delete", "Retain"]);
+    }
+    for (at, claim) in indexed(spec.volume_claim_templates.as_ref(), &Path::new("spec").child("volumeClaimTemplates")) {
+        persistent_volume_claim::validate_claim(claim, &at.child("spec"), errors);
+    }
+}
