@@ -443,3 +443,7 @@ pub fn check_expiration(seconds: i64) -> Result<(), &'static str> {
 pub fn review_error(error: &TokenError) -> String {
     format!("[invalid bearer token, {error}]")
 }
+
+#[cfg(test)]
+#[path = "tokens_tests.rs"]
+mod tests;

@@ -67,31 +67,24 @@ struct Role {
     rules: Vec<Rule>,
 }
 
+type BySubject = HashMap<String, Vec<(Arc<Binding>, usize)>>;
+
 /// One namespace's share, or the cluster's (under the empty namespace).
 #[derive(Default)]
 struct Scope {
     roles: HashMap<String, Arc<[Rule]>>,
     bindings: HashMap<String, Arc<Binding>>,
     /// Users (service accounts by their user names) and groups; the number is the subject's place.
-    users: HashMap<String, Vec<(Arc<Binding>, usize)>>,
-    groups: HashMap<String, Vec<(Arc<Binding>, usize)>>,
+    users: BySubject,
+    groups: BySubject,
 }
 
 impl Scope {
     fn bind(&mut self, binding: Arc<Binding>) {
         self.unbind(&binding.metadata.name);
         for (place, subject) in binding.subjects.iter().enumerate() {
-            let entry = (binding.clone(), place);
-            match subject.kind.as_str() {
-                "User" => self.users.entry(subject.name.clone()).or_default().push(entry),
-                "Group" => self.groups.entry(subject.name.clone()).or_default().push(entry),
-                "ServiceAccount" => {
-                    let own = &binding.metadata.namespace;
-                    let namespace = if subject.namespace.is_empty() { own } else { &subject.namespace };
-                    let user = service_account_user(namespace, &subject.name);
-                    self.users.entry(user).or_default().push(entry);
-                }
-                _ => {}
+            if let Some((bound, name)) = self.bound_mut(&binding, subject) {
+                bound.entry(name).or_default().push((binding.clone(), place));
             }
         }
         self.bindings.insert(binding.metadata.name.clone(), binding);
@@ -99,11 +92,28 @@ impl Scope {
 
     fn unbind(&mut self, name: &str) {
         let Some(binding) = self.bindings.remove(name) else { return };
-        for subjects in [&mut self.users, &mut self.groups] {
-            subjects.retain(|_, bound| {
-                bound.retain(|(other, _)| !Arc::ptr_eq(other, &binding));
-                !bound.is_empty()
-            });
+        for subject in &binding.subjects {
+            let Some((bound, name)) = self.bound_mut(&binding, subject) else { continue };
+            if let Some(others) = bound.get_mut(&name) {
+                others.retain(|(other, _)| !Arc::ptr_eq(other, &binding));
+                if others.is_empty() {
+                    bound.remove(&name);
+                }
+            }
+        }
+    }
+
+    /// Where a subject is indexed, and under which name.
+    fn bound_mut(&mut self, binding: &Binding, subject: &Subject) -> Option<(&mut BySubject, String)> {
+        match subject.kind.as_str() {
+            "User" => Some((&mut self.users, subject.name.clone())),
+            "Group" => Some((&mut self.groups, subject.name.clone())),
+            "ServiceAccount" => {
+                let own = &binding.metadata.namespace;
+                let namespace = if subject.namespace.is_empty() { own } else { &subject.namespace };
+                Some((&mut self.users, service_account_user(namespace, &subject.name)))
+            }
+            _ => None,
         }
     }
 

@@ -81,7 +81,14 @@ impl Authority {
     }
 
     pub fn issue(&self, request: &Request) -> Result<Credential> {
+        self.issue_at(request, Duration::ZERO)
+    }
+
+    /// As if it had been issued some time ago.
+    pub fn issue_at(&self, request: &Request, ago: Duration) -> Result<Credential> {
         let mut params = params(&request.name, &request.groups, LEAF_LIFE)?;
+        params.not_before -= ago;
+        params.not_after -= ago;
         params.use_authority_key_identifier_extension = true;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         match &request.purpose {

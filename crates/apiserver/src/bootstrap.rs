@@ -1,0 +1,110 @@
+//! What every cluster has from its first second: system namespaces, RBAC policy, the `kubernetes`
+//! Service. Run at each start: what is absent is created, policy is completed, nothing is taken away.
+
+use futures::{StreamExt, TryStreamExt, stream};
+use machinery::{
+    gvk::GroupVersionKind,
+    meta,
+    status::{ApiError, Result},
+};
+use resources::registry;
+use serde_json::{Value, json};
+
+use crate::{
+    allocate::Cidr,
+    identity::UserInfo,
+    write::{Warnings, Write, Writer},
+};
+
+/// Objects created at once: enough to share the store's commits.
+const PARALLEL: usize = 64;
+/// Said "false" by an administrator who wants an object of ours left alone.
+const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
+
+pub async fn run(writer: &Writer, services: Cidr, port: u16) -> Result<()> {
+    let user = UserInfo::master("system:apiserver");
+    all(writer, &user, resources::bootstrap::namespaces()).await?;
+    let mut objects = resources::bootstrap::rbac::cluster_roles();
+    objects.extend(resources::bootstrap::rbac::cluster_role_bindings());
+    objects.extend(resources::bootstrap::rbac::roles());
+    objects.extend(resources::bootstrap::rbac::role_bindings());
+    objects.push(kubernetes_service(services, port));
+    all(writer, &user, objects).await
+}
+
+async fn all(writer: &Writer, user: &UserInfo, objects: Vec<Value>) -> Result<()> {
+    stream::iter(objects).map(|object| ensure(writer, user, object)).buffer_unordered(PARALLEL).try_collect().await
+}
+
+/// Creates the object, or completes the one that is there.
+pub async fn ensure(writer: &Writer, user: &UserInfo, object: Value) -> Result<()> {
+    let gvk = GroupVersionKind::of(&object).map_err(ApiError::internal)?;
+    let resource = registry().by_gvk(&gvk.group, &gvk.version, &gvk.kind);
+    let resource = resource.ok_or_else(|| ApiError::internal(format!("a bootstrap object has the unknown kind {}", gvk.kind)))?;
+    let (namespace, name) = (meta::namespace(&object).to_owned(), meta::name(&object).to_owned());
+    let warnings = Warnings::default();
+    let write = |name| Write {
+        resource,
+        subresource: "",
+        namespace: &namespace,
+        name,
+        user,
+        dry_run: false,
+        options: json!({}),
+        warnings: &warnings,
+    };
+    let found = writer.objects.get(resource, &namespace, &name).await?;
+    match found {
+        None => match writer.create(&write(""), object).await {
+            Err(error) if !error.is_already_exists() => Err(error),
+            _ => Ok(()),
+        },
+        Some(entry) if missing(&entry.value(), &object) => {
+            let complete = |old: Option<&Value>| {
+                let mut new = old.cloned().unwrap_or_else(|| object.clone());
+                complete(&mut new, &object);
+                Ok(new)
+            };
+            writer.update(&write(&name), &complete).await.map(drop)
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+/// The lists of policy objects, to which entries may be added.
+const LISTS: [&str; 2] = ["rules", "subjects"];
+
+fn missing(found: &Value, wanted: &Value) -> bool {
+    let mut completed = found.clone();
+    complete(&mut completed, wanted);
+    completed != *found
+}
+
+fn complete(found: &mut Value, wanted: &Value) {
+    if meta::annotation(found, AUTOUPDATE) != Some("true") {
+        return;
+    }
+    // An aggregated role's rules belong to the controller that aggregates them.
+    if found.get("aggregationRule").is_some() {
+        return;
+    }
+    for key in LISTS {
+        for entry in wanted[key].as_array().into_iter().flatten() {
+            let entries = found[key].as_array_mut();
+            if let Some(entries) = entries.filter(|entries| !entries.contains(entry)) {
+                entries.push(entry.clone());
+            }
+        }
+    }
+}
+
+fn kubernetes_service(services: Cidr, port: u16) -> Value {
+    json!({
+        "kind": "Service", "apiVersion": "v1",
+        "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"component": "apiserver", "provider": "kubernetes"}},
+        "spec": {
+            "type": "ClusterIP", "sessionAffinity": "None", "clusterIP": services.nth(1).to_string(),
+            "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": port}],
+        },
+    })
+}

@@ -1,0 +1,185 @@
+//! Create, update, patch and delete as HTTP requests: bodies, options and preconditions in; the
+//! write path does the rest.
+
+use bytes::Bytes;
+use http::StatusCode;
+use machinery::{
+    field::{ErrorKind, FieldError},
+    patch,
+    schema::decode::FieldValidation,
+    status::{ApiError, Result},
+};
+use resources::{Resource, types};
+use serde_json::{Value, json};
+
+use crate::{
+    api::Context,
+    codec,
+    negotiate::{self, PatchType},
+    read::filter,
+    respond::{Answered, Renderer, whole},
+    strategy::{DeleteOptions, check_dry_run},
+    write::{Write, Written},
+};
+
+impl Context {
+    /// A write by this request's user, with the options of its query.
+    pub fn write<'a>(&'a self, resource: &'static dyn Resource, subresource: &'a str, kind: &str) -> Result<Write<'a>> {
+        let mut errors = Vec::new();
+        check_dry_run(self.query.all("dryRun"), &mut errors);
+        if let Err(why) = FieldValidation::parse(self.query.get("fieldValidation")) {
+            let why = why.split_once(": supported values: ").map_or(String::new(), |(_, values)| format!("supported values: {values}"));
+            errors.push(FieldError::new(ErrorKind::NotSupported, "fieldValidation", self.query.get("fieldValidation"), why));
+        }
+        if !errors.is_empty() {
+            return Err(ApiError::invalid("meta.k8s.io", kind, "", errors));
+        }
+        let dry_run = self.query.find("dryRun").is_some();
+        let mut options = json!({"kind": kind, "apiVersion": "meta.k8s.io/v1"});
+        if dry_run {
+            options["dryRun"] = json!(["All"]);
+        }
+        for key in ["fieldManager", "fieldValidation"] {
+            if let Some(value) = self.query.find(key).filter(|value| !value.is_empty()) {
+                options[key] = value.into();
+            }
+        }
+        Ok(Write {
+            resource,
+            subresource,
+            namespace: &self.info.namespace,
+            name: &self.info.name,
+            user: &self.user,
+            dry_run,
+            options,
+            warnings: &self.warnings,
+        })
+    }
+
+    pub fn validation(&self) -> FieldValidation {
+        FieldValidation::parse(self.query.get("fieldValidation")).unwrap_or_default()
+    }
+
+    /// The body as an object of `resource`'s kind.
+    pub fn decode(&self, resource: &dyn Resource, body: &Bytes) -> Result<Value> {
+        let format = negotiate::body(&self.headers)?;
+        codec::decode(resource.facts(), format, body, self.validation(), &self.warnings)
+    }
+
+    pub fn written(&self, resource: &'static dyn Resource, written: &Written) -> Result<Answered> {
+        let status = if written.created { StatusCode::CREATED } else { StatusCode::OK };
+        Ok(Renderer::new(resource, self.answer, &self.query)?.one(status, &written.json))
+    }
+}
+
+pub async fn create(context: &Context, resource: &'static dyn Resource, body: Bytes) -> Result<Answered> {
+    let write = context.write(resource, "", "CreateOptions")?;
+    let object = context.decode(resource, &body)?;
+    let written = context.api.writer.create(&write, object).await?;
+    context.written(resource, &written)
+}
+
+/// PUT of the object or of a subresource that is the object.
+pub async fn update(context: &Context, resource: &'static dyn Resource, subresource: &str, body: Bytes) -> Result<Answered> {
+    let write = context.write(resource, subresource, "UpdateOptions")?;
+    let object = context.decode(resource, &body)?;
+    let written = context.api.writer.update(&write, &|_| Ok(object.clone())).await?;
+    context.written(resource, &written)
+}
+
+pub async fn patch(context: &Context, resource: &'static dyn Resource, subresource: &str, body: Bytes) -> Result<Answered> {
+    let patch = Patch::parse(context, &body)?;
+    let write = context.write(resource, subresource, "PatchOptions")?;
+    let facts = resource.facts();
+    let source = |old: Option<&Value>| {
+        let old = old.ok_or_else(|| ApiError::not_found(facts.group, facts.plural, &context.info.name))?;
+        let mut new = old.clone();
+        patch.apply(resource, &mut new)?;
+        codec::check_kind(facts, &mut new)?;
+        codec::conform(facts, &mut new, patch.duplicates.clone(), context.validation(), &context.warnings)?;
+        Ok(new)
+    };
+    let written = context.api.writer.update(&write, &source).await?;
+    context.written(resource, &written)
+}
+
+/// A patch, parsed once and applied as often as others interfere.
+pub struct Patch {
+    kind: PatchType,
+    value: Value,
+    duplicates: Vec<String>,
+}
+
+/// Operations in one JSON patch, as upstream.
+const MAX_OPERATIONS: usize = 10_000;
+
+impl Patch {
+    pub fn parse(context: &Context, body: &Bytes) -> Result<Patch> {
+        let kind = negotiate::patch(&context.headers)?;
+        let (value, duplicates) = machinery::schema::decode::json(body)
+            .map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))?;
+        if let Some(operations) = value.as_array().filter(|operations| operations.len() > MAX_OPERATIONS) {
+            let message = format!("The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}", operations.len());
+            return Err(ApiError::new(413, "RequestEntityTooLarge", message));
+        }
+        if value.is_array() != (kind == PatchType::Json) {
+            let found = if value.is_array() { "array" } else { "object" };
+            return Err(ApiError::bad_request(format!("error decoding patch: json: cannot unmarshal {found} into a patch of this type")));
+        }
+        Ok(Patch { kind, value, duplicates })
+    }
+
+    pub fn apply(&self, resource: &dyn Resource, object: &mut Value) -> Result<()> {
+        match self.kind {
+            PatchType::Json => patch::json_patch(object, &self.value),
+            PatchType::Merge => patch::merge_patch(object, &self.value),
+            PatchType::Strategic => {
+                let schema = types().get(resource.facts().schema).ok_or_else(|| {
+                    ApiError::unsupported_media_type(&["application/json-patch+json", "application/merge-patch+json"])
+                })?;
+                patch::strategic(types(), schema, object, &self.value)
+            }
+        }
+    }
+}
+
+pub async fn delete(context: &Context, resource: &'static dyn Resource, body: Bytes) -> Result<Answered> {
+    let options = delete_options(context, &body)?;
+    let mut write = context.write(resource, "", "DeleteOptions")?;
+    write.dry_run = !options.dry_run.is_empty();
+    let deleted = context.api.writer.delete(&write, &options).await?;
+    let accepted = !deleted.gone && options.orphan_dependents == Some(false);
+    let status = if accepted { StatusCode::ACCEPTED } else { StatusCode::OK };
+    if deleted.json.starts_with(b"{\"kind\":\"Status\"") {
+        return Ok(whole(&context.answer, status, deleted.json));
+    }
+    Ok(Renderer::new(resource, context.answer, &context.query)?.one(status, &deleted.json))
+}
+
+pub async fn delete_collection(context: &Context, resource: &'static dyn Resource, body: Bytes) -> Result<Answered> {
+    let options = delete_options(context, &body)?;
+    let mut write = context.write(resource, "", "DeleteOptions")?;
+    write.dry_run = !options.dry_run.is_empty();
+    write.name = "";
+    let filter = filter(context, resource)?;
+    let deleted = context.api.writer.delete_collection(&write, &options, &filter).await?;
+    let metadata = json!({"resourceVersion": context.api.writer.objects.hub.applied().to_string()});
+    Ok(Renderer::new(resource, context.answer, &context.query)?.list(&metadata, deleted))
+}
+
+/// From the body if there is one, else from the query.
+pub fn delete_options(context: &Context, body: &Bytes) -> Result<DeleteOptions> {
+    if !body.is_empty() {
+        let mut options: DeleteOptions = codec::options(negotiate::body(&context.headers)?, body)?;
+        options.dry_run.extend(context.query.all("dryRun").map(str::to_owned));
+        return Ok(options);
+    }
+    let text = |key| context.query.find(key).filter(|value| !value.is_empty()).map(str::to_owned);
+    Ok(DeleteOptions {
+        grace_period_seconds: context.query.int("gracePeriodSeconds")?,
+        preconditions: None,
+        orphan_dependents: context.query.bool("orphanDependents"),
+        propagation_policy: text("propagationPolicy"),
+        dry_run: context.query.all("dryRun").map(str::to_owned).collect(),
+    })
+}

@@ -1,0 +1,95 @@
+//! Creating objects.
+
+use machinery::{
+    meta, names,
+    status::{ApiError, Result},
+};
+use serde_json::Value;
+
+use super::{Write, Writer, Written, complete};
+use crate::{
+    admission::Operation,
+    allocate::DRAWS,
+    cache::entry,
+    objects::{Commit, Committed},
+    request::key,
+    strategy,
+};
+
+/// Names tried for one generateName, as upstream.
+const GENERATED_NAMES: usize = 8;
+
+impl Writer {
+    pub async fn create(&self, write: &Write<'_>, mut object: Value) -> Result<Written> {
+        let name = (!write.name.is_empty()).then_some(write.name);
+        strategy::match_request(write.facts(), &mut object, write.namespace, name)?;
+        if !meta::resource_version(&object).is_empty() {
+            return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
+        }
+        strategy::fill_new(&mut object, &machinery::time::now_rfc3339());
+        if !meta::name(&object).is_empty() || meta::generate_name(&object).is_empty() {
+            return self.create_named(write, object).await;
+        }
+        let mut last = None;
+        for _ in 0..GENERATED_NAMES {
+            let mut named = object.clone();
+            meta::set_name(&mut named, &names::generate(meta::generate_name(&object)));
+            match self.create_named(write, named).await {
+                Err(error) if error.is_already_exists() => last = Some(error),
+                other => return other,
+            }
+        }
+        Err(last.unwrap_or_else(|| ApiError::internal("no name was generated")))
+    }
+
+    async fn create_named(&self, write: &Write<'_>, object: Value) -> Result<Written> {
+        let resource = write.resource;
+        let mut request = write.admission(Operation::Create, Some(object), None);
+        self.admission.admit(&mut request).await?;
+        let Some(object) = &mut request.object else {
+            return Err(ApiError::internal("admission removed the object"));
+        };
+        complete(resource, object);
+        resource.prepare_create(object);
+        if write.facts().generation {
+            meta::set_generation(object, 1);
+        }
+        let prepared = object.clone();
+        for draw in 0..DRAWS {
+            let object = request.object.insert(prepared.clone());
+            let claims = self.allocators.plan(write.facts(), object, None, draw).await?;
+            write.valid(object, resource.validate(object))?;
+            self.admission.validate(&request).await?;
+            write.warn(std::mem::take(&mut request.warnings));
+            let Some(object) = &request.object else { break };
+            write.warn(resource.warnings(object, None));
+            if write.dry_run {
+                self.must_be_absent(write, object).await?;
+                return Ok(Written { json: entry::encode(object).into(), created: true });
+            }
+            let errors: Vec<_> = claims.take.iter().map(|claim| claim.error.clone()).collect();
+            let key = key(write.namespace, meta::name(object));
+            let commit = Commit { resource, key: &key, expected: 0, object: Some(object), claims };
+            match self.objects.commit(commit).await? {
+                Committed::Done(json) => return Ok(Written { json, created: true }),
+                Committed::Conflict => return Err(already_exists(write, object)),
+                Committed::Taken(index) => {
+                    // A claim that was asked for by value cannot be drawn again.
+                    write.valid(object, errors[index].clone().into_iter().collect())?;
+                }
+            }
+        }
+        Err(ApiError::internal("failed to allocate an address or port: others were faster each time"))
+    }
+
+    async fn must_be_absent(&self, write: &Write<'_>, object: &Value) -> Result<()> {
+        match self.objects.get(write.resource, write.namespace, meta::name(object)).await? {
+            Some(_) => Err(already_exists(write, object)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn already_exists(write: &Write<'_>, object: &Value) -> ApiError {
+    ApiError::already_exists(write.facts().group, write.facts().plural, meta::name(object))
+}
