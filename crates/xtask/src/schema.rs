@@ -119,7 +119,8 @@ impl Facts {
         let object = listed
             || properties.is_some_and(|properties| properties.contains_key("kind") && !fields.contains_key("kind"));
         for property in properties.into_iter().flatten().map(|(property, _)| property) {
-            if !fields.contains_key(property) && !(object && matches!(&**property, "apiVersion" | "kind")) {
+            let in_envelope = object && matches!(&**property, "apiVersion" | "kind");
+            if !in_envelope && !fields.contains_key(property) {
                 bail!("property {property} has no protobuf field");
             }
         }
@@ -148,7 +149,13 @@ impl Facts {
     }
 
     /// Fields of a message by JSON name; embedded messages are flattened, their numbers put in front.
-    fn collect(&self, owner: &str, message: &str, outer: &str, fields: &mut BTreeMap<String, ProtoField>) -> Result<()> {
+    fn collect(
+        &self,
+        owner: &str,
+        message: &str,
+        outer: &str,
+        fields: &mut BTreeMap<String, ProtoField>,
+    ) -> Result<()> {
         let Some(messages) = self.protobuf.get(message) else { return Ok(()) };
         let properties = &self.openapi.get(owner).unwrap_or(&Value::Null)["properties"];
         for (proto_name, facts) in messages.as_object().context("a message is an object")? {
@@ -313,10 +320,13 @@ fn union(name: &str) -> Option<(&str, &'static str)> {
 
 /// Protobuf names follow Go's identifiers where JSON does not.
 fn json_name(proto_name: &str, properties: &Value) -> String {
-    let dashed: String = proto_name.chars().flat_map(|c| {
-        let dash = c.is_ascii_uppercase().then_some('-');
-        dash.into_iter().chain([c.to_ascii_lowercase()])
-    }).collect();
+    let dashed: String = proto_name
+        .chars()
+        .flat_map(|c| {
+            let dash = c.is_ascii_uppercase().then_some('-');
+            dash.into_iter().chain([c.to_ascii_lowercase()])
+        })
+        .collect();
     let lower_first = |text: &str| text[..1].to_lowercase() + &text[1..];
     let candidates = [
         format!("${proto_name}"),
@@ -352,12 +362,15 @@ fn short(name: &str) -> &str {
 
 /// Short names for packages: `m` and `c` for the common two, else group and version run together.
 fn aliases<'a>(packages: &BTreeSet<&'a str>) -> BTreeMap<&'a str, String> {
-    packages.iter().map(|package| {
-        let alias = match *package {
-            "io.k8s.apimachinery.pkg.apis.meta.v1" => "m".to_owned(),
-            "io.k8s.api.core.v1" => "c".to_owned(),
-            other => other.rsplit('.').take(2).collect::<Vec<_>>().into_iter().rev().collect(),
-        };
-        (*package, alias)
-    }).collect()
+    packages
+        .iter()
+        .map(|package| {
+            let alias = match *package {
+                "io.k8s.apimachinery.pkg.apis.meta.v1" => "m".to_owned(),
+                "io.k8s.api.core.v1" => "c".to_owned(),
+                other => other.rsplit('.').take(2).collect::<Vec<_>>().into_iter().rev().collect(),
+            };
+            (*package, alias)
+        })
+        .collect()
 }

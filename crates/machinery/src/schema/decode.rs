@@ -334,7 +334,7 @@ fn wrong_type(value: &Value, place: Place<'_>, go_type: &str) -> String {
 }
 
 /// The zero value of an element.
-pub(super) fn zero(kind: &FieldKind) -> Value {
+pub(crate) fn zero(kind: &FieldKind) -> Value {
     match kind {
         FieldKind::String | FieldKind::Bytes => "".into(),
         FieldKind::Bool => false.into(),
