@@ -144,7 +144,8 @@ async fn pods_get_an_account_and_its_token() {
     let volume = &spec["volumes"][0];
     let name = volume["name"].as_str().unwrap();
     assert!(name.starts_with("kube-api-access-") && name.len() == "kube-api-access-".len() + 5, "{name}");
-    let expected = json!([{"name": name, "readOnly": true, "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"}]);
+    let expected =
+        json!([{"name": name, "readOnly": true, "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"}]);
     assert_eq!(spec["initContainers"][0]["volumeMounts"], expected);
     assert_eq!(spec["containers"][0]["volumeMounts"], expected);
     assert_eq!(spec["containers"][1]["volumeMounts"], mounts, "an own mount stays");
@@ -204,7 +205,12 @@ async fn pods_get_tolerations_and_priority() {
         world.refusal(&POD, pod(json!({"priorityClassName": "x"}))).await,
         r#"pods "p" is forbidden: no PriorityClass with name x was found"#
     );
-    assert!(world.refusal(&POD, pod(json!({"priority": 5}))).await.contains("the integer value of priority (5) must not be"));
+    assert!(
+        world
+            .refusal(&POD, pod(json!({"priority": 5})))
+            .await
+            .contains("the integer value of priority (5) must not be")
+    );
 }
 
 #[tokio::test]
@@ -230,7 +236,10 @@ async fn limit_ranges_fill_in_and_bound() {
     };
     let cases = [
         (with("10m", "50m"), "minimum cpu usage per Container is 50m, but request is 10m"),
-        (with("1", "2"), "[maximum cpu usage per Container is 1, but limit is 2, maximum cpu usage per Pod is 1500m, but limit is 2]"),
+        (
+            with("1", "2"),
+            "[maximum cpu usage per Container is 1, but limit is 2, maximum cpu usage per Pod is 1500m, but limit is 2]",
+        ),
         (with("100m", "1"), "cpu max limit to request ratio per Container is 8, but provided ratio is 10.000000"),
     ];
     for (pod, why) in cases {
@@ -238,7 +247,12 @@ async fn limit_ranges_fill_in_and_bound() {
     }
     let claim = |size: &str| json!({"metadata": {"name": "v"}, "spec": {"resources": {"requests": {"storage": size}}}});
     assert!(world.create(&CLAIM, claim("1Gi")).await.is_ok());
-    assert!(world.refusal(&CLAIM, claim("3Gi")).await.ends_with("maximum storage usage per PersistentVolumeClaim is 2Gi, but request is 3Gi"));
+    assert!(
+        world
+            .refusal(&CLAIM, claim("3Gi"))
+            .await
+            .ends_with("maximum storage usage per PersistentVolumeClaim is 2Gi, but request is 3Gi")
+    );
 }
 
 #[tokio::test]
@@ -252,13 +266,10 @@ async fn nodes_start_tainted() {
 
 #[tokio::test]
 async fn kubelets_change_only_their_own() {
-    let bound = |node: &str| json!({"metadata": {"namespace": "ns", "name": "p", "uid": "u"}, "spec": {"nodeName": node}});
-    let world = world([
-        (PODS, bound("n")),
-        (NODES, json!({"metadata": {"name": "n", "uid": "nu"}})),
-    ])
-    .await
-    .as_node("n");
+    let bound =
+        |node: &str| json!({"metadata": {"namespace": "ns", "name": "p", "uid": "u"}, "spec": {"nodeName": node}});
+    let world =
+        world([(PODS, bound("n")), (NODES, json!({"metadata": {"name": "n", "uid": "nu"}}))]).await.as_node("n");
     let owner = json!([{"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "nu", "controller": true}]);
     let mirror = json!({
         "metadata": {"name": "m", "annotations": {"kubernetes.io/config.mirror": "h"}, "ownerReferences": owner},
@@ -286,11 +297,15 @@ async fn kubelets_change_only_their_own() {
         assert!(refusal.contains(why), "{refusal}");
     }
 
-    let node = |labels: Value, taints: Value| json!({"metadata": {"name": "n", "labels": labels}, "spec": {"taints": taints}});
+    let node =
+        |labels: Value, taints: Value| json!({"metadata": {"name": "n", "labels": labels}, "spec": {"taints": taints}});
     let plain = node(json!({}), json!([]));
     let cases = [
         (node(json!({"kubernetes.io/os": "linux", "node.kubernetes.io/x": "y", "mine": "z"}), json!([])), None),
-        (node(json!({"node-restriction.kubernetes.io/x": "y"}), json!([])), Some("is not allowed to modify labels: node-restriction.kubernetes.io/x")),
+        (
+            node(json!({"node-restriction.kubernetes.io/x": "y"}), json!([])),
+            Some("is not allowed to modify labels: node-restriction.kubernetes.io/x"),
+        ),
         (node(json!({"foo.k8s.io/x": "y"}), json!([])), Some("is not allowed to modify labels: foo.k8s.io/x")),
         (node(json!({}), json!([{"key": "k"}])), Some("is not allowed to modify taints")),
     ];
@@ -309,8 +324,10 @@ async fn kubelets_change_only_their_own() {
     assert!(world.delete(&POD, bound("n")).await.is_ok());
     assert!(world.create(&LEASE, json!({"metadata": {"name": "n"}})).await.is_err(), "not in kube-node-lease");
 
-    let token = |uid: &str| json!({"metadata": {"name": "default"}, "spec": {
-        "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": uid}}});
+    let token = |uid: &str| {
+        json!({"metadata": {"name": "default"}, "spec": {
+        "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": uid}}})
+    };
     let request = async |body| world.run(Operation::Create, &ACCOUNT, "token", Some(body), None).await;
     assert!(request(token("u")).await.is_ok());
     assert!(request(token("x")).await.is_err());
@@ -326,7 +343,10 @@ async fn nobody_grants_what_they_lack() {
     let world = world([
         (CLUSTER_ROLES, json!({"metadata": {"name": "reader"}, "rules": own})),
         (CLUSTER_ROLES, json!({"metadata": {"name": "writer"}, "rules": rules(&["delete"])})),
-        (CLUSTER_ROLE_BINDINGS, json!({"metadata": {"name": "b"}, "roleRef": role_ref("reader"), "subjects": subjects})),
+        (
+            CLUSTER_ROLE_BINDINGS,
+            json!({"metadata": {"name": "b"}, "roleRef": role_ref("reader"), "subjects": subjects}),
+        ),
     ])
     .await;
     let role = |verbs: &[&str]| json!({"metadata": {"name": "r", "namespace": "ns"}, "rules": rules(verbs)});

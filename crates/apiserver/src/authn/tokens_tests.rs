@@ -160,9 +160,13 @@ fn discovery_describes_the_keys() {
     let tokens = tokens(&keys);
     let jwks = tokens.jwks();
     let header = tokens.issue(spec()).unwrap().token;
-    let header: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(header.split('.').next().unwrap()).unwrap()).unwrap();
+    let header: Value =
+        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(header.split('.').next().unwrap()).unwrap()).unwrap();
     let key = &jwks["keys"][0];
-    assert_eq!((&key["kty"], &key["crv"], &key["alg"], &key["kid"]), (&json!("EC"), &json!("P-256"), &json!("ES256"), &header["kid"]));
+    assert_eq!(
+        (&key["kty"], &key["crv"], &key["alg"], &key["kid"]),
+        (&json!("EC"), &json!("P-256"), &json!("ES256"), &header["kid"])
+    );
     assert_eq!(tokens.openid_configuration("u")["issuer"], "https://kubernetes.default.svc.cluster.local");
     assert!(Tokens::new("i", &keys.0, &key_pair().1).is_err(), "public keys without the signing one");
 }

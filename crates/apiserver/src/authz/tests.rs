@@ -65,7 +65,10 @@ async fn rbac_rules_decide() {
         (ROLES, role("ns", "here", rules)),
         (CLUSTER_ROLE_BINDINGS, binding("", "cluster", "ClusterRole/everywhere", user("root"))),
         (ROLE_BINDINGS, binding("ns", "local", "Role/here", json!([{"kind": "ServiceAccount", "name": "sa"}]))),
-        (ROLE_BINDINGS, binding("ns", "of-group", "ClusterRole/everywhere", json!([{"kind": "Group", "name": "devs"}]))),
+        (
+            ROLE_BINDINGS,
+            binding("ns", "of-group", "ClusterRole/everywhere", json!([{"kind": "Group", "name": "devs"}])),
+        ),
     ];
     let (_, union) = start(objects).await;
     let root = UserInfo::component("root");
@@ -138,10 +141,7 @@ async fn refusals_read_as_upstream() {
     let (x, y) = (UserInfo::component("x"), UserInfo::component("y"));
     let pods = |user| Attributes::resource(user, "list", "", "pods").namespace("ns");
     let cases = [
-        (
-            pods(&y),
-            r#"pods is forbidden: User "y" cannot list resource "pods" in API group "" in the namespace "ns""#,
-        ),
+        (pods(&y), r#"pods is forbidden: User "y" cannot list resource "pods" in API group "" in the namespace "ns""#),
         (
             pods(&x),
             r#"pods is forbidden: User "x" cannot list resource "pods" in API group "" in the namespace "ns": RBAC: clusterrole.rbac.authorization.k8s.io "gone" not found"#,
@@ -178,10 +178,22 @@ fn rules_cover_only_what_they_hold() {
     let pods = rule(&["get", "list"], &[""], &["pods"], &[]);
     let cases = [
         (vec![pods.clone()], rule(&["get"], &[""], &["pods"], &["a"]), ""),
-        (vec![pods.clone()], rule(&["get"], &[""], &["pods/log"], &[]), r#"{APIGroups:[""], Resources:["pods/log"], Verbs:["get"]}"#),
+        (
+            vec![pods.clone()],
+            rule(&["get"], &[""], &["pods/log"], &[]),
+            r#"{APIGroups:[""], Resources:["pods/log"], Verbs:["get"]}"#,
+        ),
         (vec![rule(&["*"], &["*"], &["*"], &[])], rule(&["get"], &["apps"], &["deployments/scale"], &["a"]), ""),
-        (vec![rule(&["get"], &["apps"], &["*/scale"], &[])], rule(&["get"], &["apps"], &["deployments/scale"], &[]), ""),
-        (vec![rule(&["get"], &[""], &["pods"], &["a"])], rule(&["get"], &[""], &["pods"], &[]), r#"{APIGroups:[""], Resources:["pods"], Verbs:["get"]}"#),
+        (
+            vec![rule(&["get"], &["apps"], &["*/scale"], &[])],
+            rule(&["get"], &["apps"], &["deployments/scale"], &[]),
+            "",
+        ),
+        (
+            vec![rule(&["get"], &[""], &["pods"], &["a"])],
+            rule(&["get"], &[""], &["pods"], &[]),
+            r#"{APIGroups:[""], Resources:["pods"], Verbs:["get"]}"#,
+        ),
         (
             vec![pods.clone()],
             rule(&["get", "delete", "watch"], &[""], &["pods"], &[]),

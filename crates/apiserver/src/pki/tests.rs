@@ -127,7 +127,8 @@ async fn certificates_prove_identities_over_tls() {
     let (dir, other_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (server, other) = (pki(dir.path()), pki(other_dir.path()));
 
-    let admin = handshake(&server, &server.stored("admin").unwrap(), server.ca()).await.unwrap().user().unwrap().unwrap();
+    let admin =
+        handshake(&server, &server.stored("admin").unwrap(), server.ca()).await.unwrap().user().unwrap().unwrap();
     assert_eq!((admin.name.as_str(), &admin.groups[..]), ("kubernetes-admin", &[MASTERS.to_owned()][..]));
     assert!(admin.extra["authentication.kubernetes.io/credential-id"][0].starts_with("X509SHA256="));
 
@@ -160,4 +161,13 @@ fn kubeconfig_is_yaml_with_everything_in_it() {
     assert_eq!(value["clusters"][0]["cluster"]["server"], "https://127.0.0.1:6443");
     assert_eq!(value["users"][0]["user"]["client-key-data"], STANDARD.encode("KEY"));
     assert_eq!(value["contexts"][0]["context"]["user"], "isopod");
+}
+
+/// A kubelet's end: serves `credential` and judges clients as the API server does.
+pub(crate) fn server_config(credential: &Credential, trust: &ClientTrust) -> ServerConfig {
+    ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(trust.handshake_verifier())
+        .with_cert_resolver(Arc::new(Leaf::new(credential.clone()).unwrap()))
 }
