@@ -6,7 +6,7 @@
 
 use serde_json::Value;
 
-use crate::{ApiError, Result};
+use crate::{ApiError, Result, field::quote};
 
 mod decode;
 mod encode;
@@ -91,6 +91,25 @@ pub fn object(types: &crate::schema::Types, type_: &crate::schema::Type, value: 
     let text = |key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default();
     let raw = encode(types, type_, value);
     Envelope { api_version: text("apiVersion"), kind: text("kind"), raw: &raw, ..Envelope::default() }.to_bytes()
+}
+
+/// An enveloped object as a value with its `apiVersion` and `kind`; `type_of` finds the type by these two.
+pub fn parse_object<'t>(
+    types: &'t crate::schema::Types,
+    bytes: &[u8],
+    type_of: impl FnOnce(&str, &str) -> Option<&'t crate::schema::Type>,
+) -> Result<Value> {
+    let Envelope { api_version, kind, raw, content_type, .. } = Envelope::parse(bytes)?;
+    let type_ = type_of(api_version, kind).ok_or_else(|| {
+        ApiError::bad_request(format!("no kind {} is registered for version {}", quote(kind), quote(api_version)))
+    })?;
+    let mut value = match content_type {
+        "" | CONTENT_TYPE => decode(types, type_, raw)?,
+        "application/json" => serde_json::from_slice(raw).map_err(malformed)?,
+        other => return Err(malformed(format!("unexpected content type {other} in the envelope"))),
+    };
+    (value["apiVersion"], value["kind"]) = (api_version.into(), kind.into());
+    Ok(value)
 }
 
 /// One frame of a watch stream: a bare `WatchEvent` around an enveloped object, after its length in four bytes.

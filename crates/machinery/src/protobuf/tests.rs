@@ -143,6 +143,11 @@ fn objects_and_watch_frames_are_enveloped() {
     let envelope = Envelope::parse(&bytes).unwrap();
     assert_eq!((envelope.api_version, envelope.kind), ("v1", "Pod"));
     assert_eq!(decode(&TYPES, type_named("Pod"), envelope.raw).unwrap(), json!({"metadata": {"name": "a"}}));
+    assert_eq!(parse_object(&TYPES, &bytes, |_, kind| Some(type_named(kind))).unwrap(), pod);
+    assert_eq!(
+        parse_object(&TYPES, &bytes, |_, _| None).unwrap_err().to_string(),
+        r#"no kind "Pod" is registered for version "v1""#
+    );
     let frame = watch_frame("ADDED", &bytes);
     assert_eq!(u32::from_be_bytes([frame[0], frame[1], frame[2], frame[3]]) as usize, frame.len() - 4);
     assert!(frame.ends_with(&bytes));

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 pub mod decode;
 pub mod defaults;
+mod document;
 mod equality;
 mod parse;
 mod yaml;

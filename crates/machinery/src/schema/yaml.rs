@@ -6,7 +6,7 @@ use serde::de::{Deserialize, DeserializeSeed, Deserializer, Visitor};
 use serde_json::Value;
 use serde_saphyr::{DuplicateKeyPolicy, Spanned};
 
-use super::decode::{Key, Location, Node};
+use super::document::{Key, Location, Node};
 use crate::{ApiError, Result};
 
 /// Parses one YAML document; the warnings read `line 3: key "foo" already set in map`.
