@@ -90,11 +90,7 @@ impl Facts {
         let names: BTreeSet<&String> = self.openapi.keys().chain(&beyond).filter(|name| self.is_struct(name)).collect();
         let packages: BTreeSet<&str> = names.iter().map(|name| package(name)).collect();
         let aliases = aliases(&packages);
-        let mut table = "# Made by `cargo xtask schema`; see docs/adr/001-schema-table.md.\n".to_owned();
-        for (package, alias) in &aliases {
-            writeln!(table, "%{alias} {package}")?;
-        }
-        let mut current = "";
+        let (mut table, mut current) = (String::new(), "");
         for name in names {
             if package(name) != current {
                 current = package(name);
@@ -102,7 +98,11 @@ impl Facts {
             }
             self.type_(&mut table, name, &aliases).with_context(|| name.clone())?;
         }
-        Ok(table)
+        let mut head = "# Made by `cargo xtask schema`; see docs/adr/001-schema-table.md.\n".to_owned();
+        for (package, alias) in aliases.iter().filter(|(_, alias)| table.contains(&format!("{alias}."))) {
+            writeln!(head, "%{alias} {package}")?;
+        }
+        Ok(head + &table)
     }
 
     /// Whether a type has fields of its own in JSON, as opposed to a scalar or union with a kind letter.
@@ -128,6 +128,11 @@ impl Facts {
         let flags = format!("{}{}", if object { "o" } else { "" }, if atomic { "a" } else { "" });
         writeln!(table, "{}", format!("{} {flags}", short(name)).trim_end())?;
         let go = self.go.get(name);
+        if let Some(stray) =
+            go.and_then(|go| go.held.keys().chain(go.defaults.keys()).find(|f| !fields.contains_key(*f)))
+        {
+            bail!("go.txt names {stray}, which is no field");
+        }
         for (json_name, field) in &fields {
             let property = &definition["properties"][json_name];
             let kind = self.kind(&field.type_, &field.package, package(name), aliases)?;
@@ -373,4 +378,46 @@ fn aliases<'a>(packages: &BTreeSet<&'a str>) -> BTreeMap<&'a str, String> {
             (*package, alias)
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn facts(openapi: Value, protobuf: Value) -> Facts {
+        Facts {
+            openapi: serde_json::from_value(openapi).unwrap(),
+            protobuf: serde_json::from_value(protobuf).unwrap(),
+            ..Facts::default()
+        }
+    }
+
+    #[test]
+    fn embedded_messages_are_flattened_and_facts_kept() {
+        let openapi = json!({
+            "io.k8s.api.core.v1.Volume": {"properties": {"name": {}, "uid": {}, "dirs": {
+                "x-kubernetes-patch-strategy": "merge", "x-kubernetes-patch-merge-key": "name",
+                "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}}, "required": ["name"]},
+            "io.k8s.api.core.v1.Dir": {"properties": {"name": {}, "size": {}}},
+        });
+        let protobuf = json!({
+            "io.k8s.api.core.v1.Volume": {"Name": [1, "string"], "uID": [3, "string"], "source": [2, "Source"]},
+            "io.k8s.api.core.v1.Source": {"dirs": [4, "repeated Dir"]},
+            "io.k8s.api.core.v1.Dir": {"name": [1, "string"],
+                "size": [2, ".apimachinery.pkg.api.resource.Quantity", ["default=\"1\""]]},
+        });
+        let expected = "@io.k8s.api.core.v1\nDir\n name 1 s\n size 2 q * =\"1\"\n\
+            Volume\n dirs 2/4 []Dir p=merge:name l=map:name\n name 1 s ! +\n uid 3 s\n";
+        let table = facts(openapi, protobuf).table().unwrap();
+        assert_eq!(table.split_once('\n').unwrap().1, expected);
+    }
+
+    #[test]
+    fn a_property_without_number_is_an_error() {
+        let openapi = json!({"io.k8s.api.core.v1.A": {"properties": {"x": {}}}});
+        let error = facts(openapi, json!({"io.k8s.api.core.v1.A": {}})).table().unwrap_err();
+        assert_eq!(format!("{error:#}"), "io.k8s.api.core.v1.A: property x has no protobuf field");
+    }
 }
