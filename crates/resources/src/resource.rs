@@ -24,13 +24,13 @@ use crate::validate::meta::{self, NameRule};
 pub trait Resource: Send + Sync + 'static {
     fn facts(&self) -> &'static Facts;
     /// What the schema's defaults cannot say. Idempotent.
-    fn default(&self, object: &mut Value);
+    fn default(&self, _object: &mut Value) {}
     /// After mutating admission: drops `status` and sets what only the server may.
-    fn prepare_create(&self, object: &mut Value);
+    fn prepare_create(&self, _object: &mut Value) {}
     /// Carries over what a write of the main resource may not touch.
-    fn prepare_update(&self, new: &mut Value, old: &Value);
+    fn prepare_update(&self, _new: &mut Value, _old: &Value) {}
     /// The generic path has put the old spec and metadata back already.
-    fn prepare_status_update(&self, new: &mut Value, old: &Value);
+    fn prepare_status_update(&self, _new: &mut Value, _old: &Value) {}
     /// For objects being created.
     fn validate(&self, object: &Value) -> ErrorList;
     /// Everything an update must satisfy; includes what of `validate` applies to it.
@@ -38,8 +38,10 @@ pub trait Resource: Send + Sync + 'static {
     fn validate_status_update(&self, new: &Value, old: &Value) -> ErrorList;
     /// Updates through any other subresource that writes the object itself
     /// (`ephemeralcontainers`, `resize`, `finalize`): puts back what it may not change.
-    fn prepare_subresource_update(&self, subresource: &str, new: &mut Value, old: &Value);
-    fn validate_subresource_update(&self, subresource: &str, new: &Value, old: &Value) -> ErrorList;
+    fn prepare_subresource_update(&self, _subresource: &str, _new: &mut Value, _old: &Value) {}
+    fn validate_subresource_update(&self, _subresource: &str, new: &Value, old: &Value) -> ErrorList {
+        self.validate_update(new, old)
+    }
     fn columns(&self) -> &'static [Column];
     /// One cell per column. An object that cannot be decoded still yields its name.
     fn cells(&self, object: &Value, now: Timestamp) -> Vec<Value>;
@@ -48,11 +50,17 @@ pub trait Resource: Send + Sync + 'static {
     /// None for a field that is not selectable.
     fn field(&self, object: &Value, field: &str) -> Option<String>;
     /// Sent to the client as Warning headers.
-    fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String>;
+    fn warnings(&self, _new: &Value, _old: Option<&Value>) -> Vec<String> {
+        Vec::new()
+    }
     /// Whether `metadata.generation` moves. Always false when the kind does not count generations.
-    fn generation_changes(&self, new: &Value, old: &Value) -> bool;
+    fn generation_changes(&self, new: &Value, old: &Value) -> bool {
+        self.facts().generation && !semantic_equal(&new["spec"], &old["spec"])
+    }
     /// Set when this version is served from another version's storage.
-    fn conversion(&self) -> Option<&'static Conversion>;
+    fn conversion(&self) -> Option<&'static Conversion> {
+        None
+    }
 }
 
 /// A built-in kind. Only [`FACTS`](Kind::FACTS) is required; the rest has the usual behaviour.

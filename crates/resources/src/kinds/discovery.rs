@@ -11,7 +11,7 @@ use machinery::table::Column;
 use serde_json::{Value, json};
 
 use crate::facts::Facts;
-use crate::print::{self};
+use crate::print;
 use crate::resource::Kind;
 use crate::validate::{Errors, indexed, text};
 use crate::value::Defaulting;
@@ -86,7 +86,8 @@ impl Kind for EndpointSlice {
     }
 
     fn generation_changes(new: &Value, old: &Value) -> bool {
-        ["addressType", "endpoints", "ports"].iter().any(|key| new[*key] != old[*key])
+        let labels = |object: &Value| object["metadata"]["labels"].clone();
+        ["addressType", "endpoints", "ports"].iter().any(|key| new[*key] != old[*key]) || labels(new) != labels(old)
     }
 }
 

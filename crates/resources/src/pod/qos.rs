@@ -36,7 +36,7 @@ fn guaranteed(resources: Option<&ResourceRequirements>) -> bool {
     let Some(resources) = resources else { return false };
     COMPUTE.iter().all(|name| {
         let limit = get(resources.limits.as_ref(), name).filter(|limit| *limit > Quantity::ZERO);
-        let request = get(resources.requests.as_ref(), name).or_else(|| limit);
+        let request = get(resources.requests.as_ref(), name).or(limit);
         limit.is_some() && request == limit
     })
 }

@@ -2,7 +2,6 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as api;
-use machinery::duration;
 use machinery::field::Path;
 use machinery::names;
 use machinery::table::Column;
@@ -19,8 +18,8 @@ pub struct Event;
 pub(crate) const TTL_SECONDS: u64 = 3600;
 const NOTE_LIMIT: usize = 1024;
 const INSTANCE_LIMIT: usize = 128;
-/// Other than the default namespace, only where the involved object lives.
-const DEFAULT_NAMESPACES: [&str; 2] = ["", "default"];
+/// Where events of objects without a namespace may be.
+const CLUSTER_NAMESPACES: [&str; 3] = ["", "default", "kube-system"];
 
 impl Kind for Event {
     type Object = api::Event;
@@ -48,8 +47,7 @@ impl Kind for Event {
     fn validate(object: &api::Event, errors: &mut Errors) {
         let involved = &object.involved_object;
         let (there, here) = (text(&involved.namespace), text(&object.metadata.namespace));
-        let matches =
-            if there.is_empty() { DEFAULT_NAMESPACES.contains(&here) || here == "kube-system" } else { there == here };
+        let matches = if there.is_empty() { CLUSTER_NAMESPACES.contains(&here) } else { there == here };
         if !matches {
             let at = Path::new("involvedObject").child("namespace");
             errors.invalid(&at, there, "does not match event.namespace");
@@ -112,9 +110,7 @@ fn new_style(controller: &str, instance: &str, event: &api::Event, errors: &mut 
 }
 
 pub(crate) fn cells(event: &api::Event, now: Timestamp) -> Vec<Value> {
-    let ago = |time: Option<Timestamp>| {
-        time.map_or_else(|| UNKNOWN.to_owned(), |time| duration::human(now.as_second() - time.as_second()))
-    };
+    let ago = |time: Option<Timestamp>| time.map_or_else(|| UNKNOWN.to_owned(), |time| print::ago(time, now));
     let first = event.first_timestamp.as_ref().map(|time| time.0).or(event.event_time.as_ref().map(|time| time.0));
     let last = event.last_timestamp.as_ref().map(|time| time.0).or(first);
     let series = event.series.as_ref();

@@ -71,6 +71,10 @@ impl Kind for PersistentVolumeClaim {
         if text(&old_spec.volume_name).is_empty() {
             fixed.volume_name = old_spec.volume_name.clone();
         }
+        // A default class may be found later.
+        if old_spec.storage_class_name.is_none() {
+            fixed.storage_class_name = None;
+        }
         if new.status.as_ref().is_some_and(|status| text(&status.phase) == "Bound") {
             grown(new, old, &path, errors);
             if let (Some(resources), Some(before)) = (&mut fixed.resources, &old_spec.resources) {

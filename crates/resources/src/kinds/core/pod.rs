@@ -106,12 +106,15 @@ impl Kind for Pod {
     }
 
     fn prepare_subresource_update(subresource: &str, new: &mut Value, old: &Value) {
-        if subresource == "ephemeralcontainers" {
-            let added = new["spec"]["ephemeralContainers"].take();
-            keep(new, old, "spec");
-            if !added.is_null() {
-                new["spec"]["ephemeralContainers"] = added;
+        let wanted = new["spec"].take();
+        keep(new, old, "spec");
+        let spec = new.make("spec");
+        match subresource {
+            "ephemeralcontainers" if wanted.has("ephemeralContainers") => {
+                spec["ephemeralContainers"] = wanted["ephemeralContainers"].clone();
             }
+            "resize" => take_resources(spec, &wanted),
+            _ => {}
         }
     }
 
@@ -170,6 +173,19 @@ impl Kind for Pod {
             spec
         };
         !machinery::schema::semantic_equal(&desired(new), &desired(old))
+    }
+}
+
+/// From `wanted`, only what containers of the same names ask for.
+fn take_resources(spec: &mut Value, wanted: &Value) {
+    for list in ["containers", "initContainers"] {
+        spec.each(list, |container| {
+            let mut others = wanted[list].as_array().into_iter().flatten();
+            let Some(other) = others.find(|other| other["name"] == container["name"]) else { return };
+            for key in ["resources", "resizePolicy"] {
+                keep(container, other, key);
+            }
+        });
     }
 }
 

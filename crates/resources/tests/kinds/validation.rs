@@ -1,0 +1,338 @@
+//! Validation messages: paths and words are upstream's.
+
+use serde_json::{Value, json};
+
+use crate::{create, deployment, pod, service, update};
+
+#[test]
+fn valid_objects_pass() {
+    for (path, mut object) in [
+        ("v1/Pod", pod(json!({}))),
+        ("v1/Service", service(json!({}))),
+        ("apps/v1/Deployment", deployment(json!({}))),
+        ("v1/ConfigMap", json!({"metadata": {"name": "a", "namespace": "b"}, "data": {"k": "v"}})),
+        ("v1/Namespace", json!({"metadata": {"name": "a"}})),
+        ("v1/Node", json!({"metadata": {"name": "a"}, "spec": {"podCIDRs": ["10.42.0.0/24"]}})),
+        ("v1/Secret", json!({"metadata": {"generateName": "a-", "name": "a-x", "namespace": "b"}})),
+        ("rbac.authorization.k8s.io/v1/ClusterRole", json!({"metadata": {"name": "system:a:b"}})),
+        ("coordination.k8s.io/v1/Lease", json!({"metadata": {"name": "a", "namespace": "b"}})),
+    ] {
+        assert_eq!(create(path, &mut object), Vec::<String>::new(), "{path}");
+    }
+}
+
+#[test]
+fn pods() {
+    let container = |patch: Value| {
+        let mut container = json!({"name": "main", "image": "nginx"});
+        crate::merge(&mut container, patch);
+        json!({"spec": {"containers": [container]}})
+    };
+    let mount = |name: &str, path: &str| container(json!({"volumeMounts": [{"name": name, "mountPath": path}]}));
+    let table: Vec<(Value, &str)> = vec![
+        (json!({"spec": {"containers": []}}), "spec.containers: Required value"),
+        (container(json!({"name": ""})), "spec.containers[0].name: Required value"),
+        (container(json!({"image": null})), "spec.containers[0].image: Required value"),
+        (
+            container(json!({"image": " a"})),
+            r#"spec.containers[0].image: Invalid value: " a": must not have leading or trailing whitespace"#,
+        ),
+        (
+            json!({"spec": {"containers": [{"name": "a", "image": "b"}, {"name": "a", "image": "b"}]}}),
+            r#"spec.containers[1].name: Duplicate value: "a""#,
+        ),
+        (
+            container(json!({"imagePullPolicy": "Maybe"})),
+            r#"spec.containers[0].imagePullPolicy: Unsupported value: "Maybe": supported values: "Always", "IfNotPresent", "Never""#,
+        ),
+        (
+            container(json!({"ports": [{"containerPort": 70000}]})),
+            "spec.containers[0].ports[0].containerPort: Invalid value: 70000: must be between 1 and 65535, inclusive",
+        ),
+        (
+            json!({"spec": {"containers": [
+                {"name": "a", "image": "b", "ports": [{"containerPort": 1, "hostPort": 2}]},
+                {"name": "c", "image": "b", "ports": [{"containerPort": 3, "hostPort": 2}]},
+            ]}}),
+            r#"spec.containers[1].ports[0].hostPort: Duplicate value: "TCP//2""#,
+        ),
+        (mount("none", "/a"), r#"spec.containers[0].volumeMounts[0].name: Not found: "none""#),
+        (
+            container(json!({"env": [{"name": "a=b", "value": "c"}]})),
+            r#"spec.containers[0].env[0].name: Invalid value: "a=b": "#,
+        ),
+        (
+            container(
+                json!({"env": [{"name": "a", "value": "b", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "d"}}}]}),
+            ),
+            r#"spec.containers[0].env[0].valueFrom: Invalid value: "": may not be specified when `value` is not empty"#,
+        ),
+        (
+            container(json!({"env": [{"name": "a", "valueFrom": {"fieldRef": {"fieldPath": "spec.x"}}}]})),
+            r#"spec.containers[0].env[0].valueFrom.fieldRef.fieldPath: Unsupported value: "spec.x""#,
+        ),
+        (
+            container(json!({"livenessProbe": {"tcpSocket": {"port": 1}, "successThreshold": 2}})),
+            "spec.containers[0].livenessProbe.successThreshold: Invalid value: 2: must be 1",
+        ),
+        (
+            container(json!({"livenessProbe": {}})),
+            "spec.containers[0].livenessProbe: Required value: must specify a handler type",
+        ),
+        (
+            container(json!({"resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}})),
+            r#"spec.containers[0].resources.requests: Invalid value: "2": must be less than or equal to cpu limit of 1"#,
+        ),
+        (
+            container(json!({"resources": {"limits": {"cpu": "-1"}}})),
+            r#"spec.containers[0].resources.limits[cpu]: Invalid value: "-1": must be greater than or equal to 0"#,
+        ),
+        (
+            container(json!({"resources": {"requests": {"example.com/gpu": "1"}, "limits": {"example.com/gpu": "2"}}})),
+            r#"spec.containers[0].resources.requests: Invalid value: "1": must be equal to example.com/gpu limit of 2"#,
+        ),
+        (
+            container(json!({"securityContext": {"privileged": true, "allowPrivilegeEscalation": false}})),
+            "spec.containers[0].securityContext: Invalid value: ",
+        ),
+        (
+            json!({"spec": {"initContainers": [{"name": "i", "image": "b", "readinessProbe": {"tcpSocket": {"port": 1}}}]}}),
+            "spec.initContainers[0].readinessProbe: Forbidden: may not be set for init containers without restartPolicy=Always",
+        ),
+        (
+            json!({"spec": {"restartPolicy": "Sometimes"}}),
+            r#"spec.restartPolicy: Unsupported value: "Sometimes": supported values: "Always", "OnFailure", "Never""#,
+        ),
+        (
+            json!({"spec": {"volumes": [{"name": "v", "emptyDir": {}, "hostPath": {"path": "/"}}]}}),
+            "spec.volumes[0].hostPath: Forbidden: may not specify more than 1 volume type",
+        ),
+        (
+            json!({"spec": {"volumes": [{"name": "v", "configMap": {}}]}}),
+            "spec.volumes[0].configMap.name: Required value",
+        ),
+        (
+            json!({"spec": {"volumes": [{"name": "v", "secret": {"secretName": "s", "items": [{"key": "k", "path": "../p"}]}}]}}),
+            r#"spec.volumes[0].secret.items[0].path: Invalid value: "../p": must not contain '..'"#,
+        ),
+        (
+            json!({"spec": {"tolerations": [{"operator": "Equal", "value": "b"}]}}),
+            r#"spec.tolerations[0].operator: Invalid value: "Equal": operator must be Exists when `key` is empty"#,
+        ),
+        (
+            json!({"spec": {"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": []}}}}}),
+            "spec.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms: Required value: must have at least one node selector term",
+        ),
+        (
+            json!({"spec": {"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": ""}]}}}}),
+            "spec.affinity.podAffinity.requiredDuringSchedulingIgnoredDuringExecution[0].topologyKey: Required value: can not be empty",
+        ),
+        (
+            json!({"spec": {"topologySpreadConstraints": [{"maxSkew": 0, "topologyKey": "z", "whenUnsatisfiable": "DoNotSchedule"}]}}),
+            "spec.topologySpreadConstraints[0].maxSkew: Invalid value: 0: must be greater than zero",
+        ),
+        (
+            json!({"spec": {"dnsPolicy": "None"}}),
+            "spec.dnsConfig: Required value: must provide `dnsConfig` when `dnsPolicy` is None",
+        ),
+        (
+            json!({"spec": {"shareProcessNamespace": true, "hostPID": true}}),
+            "spec.shareProcessNamespace: Invalid value: true: ShareProcessNamespace and HostPID cannot both be enabled",
+        ),
+        (
+            json!({"spec": {"ephemeralContainers": [{"name": "e", "image": "b"}]}}),
+            "spec.ephemeralContainers: Forbidden: cannot be set on create",
+        ),
+        (json!({"metadata": {"name": "A"}}), r#"metadata.name: Invalid value: "A": a lowercase RFC 1123 subdomain"#),
+        (json!({"metadata": {"name": null}}), "metadata.name: Required value: name or generateName is required"),
+        (json!({"metadata": {"namespace": null}}), "metadata.namespace: Required value"),
+        (
+            json!({"metadata": {"finalizers": ["mine"]}}),
+            r#"metadata.finalizers[0]: Invalid value: "mine": name is neither a standard finalizer name nor is it fully qualified"#,
+        ),
+        (
+            json!({"metadata": {"labels": {"a": "b c"}}}),
+            r#"metadata.labels: Invalid value: "b c": a valid label must be"#,
+        ),
+    ];
+    for (patch, expected) in table {
+        let shown = patch.to_string();
+        let errors = create("v1/Pod", &mut pod(patch));
+        assert!(errors.iter().any(|error| error.starts_with(expected)), "{shown}\nwants {expected}\n got {errors:#?}");
+        assert!(errors.len() <= 2, "{shown}: one mistake, one message: {errors:#?}");
+    }
+}
+
+#[test]
+fn pod_updates() {
+    let mut old = pod(json!({}));
+    create("v1/Pod", &mut old);
+    let allowed = json!({"spec": {"activeDeadlineSeconds": 5, "tolerations": [{"operator": "Exists"}]}});
+    for patch in [allowed, json!({"metadata": {"labels": {"a": "b"}}})] {
+        let mut new = old.clone();
+        crate::merge(&mut new, patch);
+        assert_eq!(update("v1/Pod", &mut new, &old), Vec::<String>::new());
+    }
+    let mut image = old.clone();
+    image["spec"]["containers"][0]["image"] = json!("nginx:2");
+    assert_eq!(update("v1/Pod", &mut image, &old), Vec::<String>::new());
+    for (patch, expected) in [
+        (
+            json!({"spec": {"restartPolicy": "Never"}}),
+            "spec: Forbidden: pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)\n",
+        ),
+        (
+            json!({"spec": {"containers": []}}),
+            "spec.containers: Forbidden: pod updates may not add or remove containers",
+        ),
+        (json!({"metadata": {"uid": "x"}}), r#"metadata.uid: Invalid value: "x": field is immutable"#),
+    ] {
+        let mut new = old.clone();
+        crate::merge(&mut new, patch);
+        let errors = update("v1/Pod", &mut new, &old);
+        assert!(errors.iter().any(|error| error.starts_with(expected)), "wants {expected}\n got {errors:#?}");
+    }
+}
+
+#[test]
+fn other_kinds() {
+    let meta = json!({"name": "a", "namespace": "b"});
+    let table = [
+        (
+            "apps/v1/Deployment",
+            deployment(json!({"spec": {"template": {"metadata": {"labels": {"app": "b"}}}}})),
+            r#"spec.template.metadata.labels: Invalid value: {"app":"b"}: `selector` does not match template `labels`"#,
+        ),
+        (
+            "apps/v1/Deployment",
+            deployment(json!({"spec": {"selector": null}})),
+            "spec.selector: Invalid value: {}: empty selector is invalid for deployment",
+        ),
+        (
+            "apps/v1/Deployment",
+            deployment(json!({"spec": {"template": {"spec": {"restartPolicy": "Never"}}}})),
+            r#"spec.template.spec.restartPolicy: Unsupported value: "Never": supported values: "Always""#,
+        ),
+        (
+            "apps/v1/Deployment",
+            deployment(json!({"spec": {"replicas": -1}})),
+            "spec.replicas: Invalid value: -1: must be greater than or equal to 0",
+        ),
+        (
+            "apps/v1/Deployment",
+            deployment(json!({"spec": {"strategy": {"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 0}}}})),
+            "spec.strategy.rollingUpdate.maxUnavailable: Invalid value: 0: may not be 0 when `maxSurge` is 0",
+        ),
+        ("v1/Service", service(json!({"spec": {"ports": null}})), "spec.ports: Required value"),
+        (
+            "v1/Service",
+            service(json!({"spec": {"ports": [{"port": 1}, {"port": 2, "name": "b"}]}})),
+            "spec.ports[0].name: Required value",
+        ),
+        (
+            "v1/Service",
+            service(json!({"spec": {"ports": [{"port": 1, "nodePort": 30000}]}})),
+            "spec.ports[0].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'",
+        ),
+        (
+            "v1/Service",
+            service(json!({"metadata": {"name": "1a"}})),
+            r#"metadata.name: Invalid value: "1a": a DNS-1035 label"#,
+        ),
+        (
+            "v1/ConfigMap",
+            json!({"metadata": meta, "data": {"a/b": "c"}}),
+            r#"data[a/b]: Invalid value: "a/b": a valid config key must consist of"#,
+        ),
+        (
+            "v1/Secret",
+            json!({"metadata": meta, "type": "kubernetes.io/tls", "data": {"tls.crt": ""}}),
+            "data[tls.key]: Required value",
+        ),
+        (
+            "v1/PersistentVolumeClaim",
+            json!({"metadata": meta, "spec": {"accessModes": ["ReadWriteOnce"]}}),
+            "spec.resources[storage]: Required value",
+        ),
+        (
+            "v1/PersistentVolume",
+            json!({"metadata": {"name": "a"}, "spec": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}}}),
+            "spec: Required value: must specify a volume type",
+        ),
+        (
+            "rbac.authorization.k8s.io/v1/Role",
+            json!({"metadata": meta, "rules": [{"apiGroups": [""], "resources": ["pods"], "verbs": []}]}),
+            "rules[0].verbs: Required value: verbs must contain at least one value",
+        ),
+        (
+            "authorization.k8s.io/v1/SelfSubjectAccessReview",
+            json!({"spec": {}}),
+            "spec.resourceAttributes: Invalid value: null: exactly one of nonResourceAttributes or resourceAttributes must be specified",
+        ),
+        (
+            "discovery.k8s.io/v1/EndpointSlice",
+            json!({"metadata": meta, "addressType": "IPv4", "endpoints": [{"addresses": ["::1"]}]}),
+            r#"endpoints[0].addresses[0]: Invalid value: "::1": must be an IPv4 address"#,
+        ),
+        (
+            "v1/LimitRange",
+            json!({"metadata": meta, "spec": {"limits": [{"type": "Pod", "min": {"cpu": "2"}, "max": {"cpu": "1"}}]}}),
+            r#"spec.limits[0].min[cpu]: Invalid value: "2": min value 2 is greater than max value 1"#,
+        ),
+    ];
+    for (path, mut object, expected) in table {
+        let errors = create(path, &mut object);
+        assert!(errors.iter().any(|error| error.starts_with(expected)), "{path}\nwants {expected}\n got {errors:#?}");
+    }
+}
+
+#[test]
+fn what_may_not_change() {
+    let meta = json!({"name": "a", "namespace": "b"});
+    let table = [
+        (
+            "apps/v1/Deployment",
+            deployment(json!({})),
+            json!({"spec": {"selector": {"matchLabels": {"b": "c"}}, "template": {"metadata": {"labels": {"b": "c"}}}}}),
+            r#"spec.selector: Invalid value: {"matchLabels":{"app":"a","b":"c"}}: field is immutable"#,
+        ),
+        (
+            "v1/ConfigMap",
+            json!({"metadata": meta, "immutable": true, "data": {"a": "b"}}),
+            json!({"data": {"a": "c"}}),
+            "data: Forbidden: field is immutable when `immutable` is set",
+        ),
+        (
+            "v1/Secret",
+            json!({"metadata": meta}),
+            json!({"type": "other"}),
+            r#"type: Invalid value: "other": field is immutable"#,
+        ),
+        (
+            "v1/Service",
+            service(json!({})),
+            json!({"spec": {"clusterIP": "10.43.0.8"}}),
+            r#"spec.clusterIPs[0]: Invalid value: ["10.43.0.8"]: may not change once set"#,
+        ),
+        (
+            "rbac.authorization.k8s.io/v1/RoleBinding",
+            json!({"metadata": meta, "roleRef": {"kind": "Role", "name": "a"}}),
+            json!({"roleRef": {"name": "b"}}),
+            "roleRef: Invalid value: ",
+        ),
+        (
+            "v1/PersistentVolumeClaim",
+            json!({"metadata": meta, "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}),
+            json!({"spec": {"resources": {"requests": {"storage": "2Gi"}}}}),
+            "spec: Forbidden: spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims",
+        ),
+    ];
+    for (path, mut old, patch, expected) in table {
+        assert_eq!(create(path, &mut old), Vec::<String>::new(), "{path}");
+        assert_eq!(update(path, &mut old.clone(), &old), Vec::<String>::new(), "{path}: no change, no error");
+        let mut new = old.clone();
+        crate::merge(&mut new, patch);
+        let errors = update(path, &mut new, &old);
+        assert!(errors.iter().any(|error| error.starts_with(expected)), "{path}\nwants {expected}\n got {errors:#?}");
+    }
+}
