@@ -15,6 +15,7 @@ use machinery::status::{ApiError, Result};
 use resources::{Resource, Subresource, Verb, registry};
 
 use crate::{
+    admission::Operation,
     api::{Context, read_body},
     edit, read,
     respond::{self, Answered},
@@ -38,7 +39,7 @@ pub async fn serve(context: &Context, resource: &'static dyn Resource, request: 
         ("scale", _) => scale::serve(context, resource, body).await,
         ("binding", "create") => binding::create(context, resource, body).await,
         ("eviction", "create") => eviction::create(context, resource, body).await,
-        ("token", "create") => token(context, subresource, body).await,
+        ("token", "create") => token(context, resource, subresource, body).await,
         (_, "get") => read::get(context, resource).await,
         (_, "update") => edit::update(context, resource, name, body).await,
         (_, "patch") => edit::patch(context, resource, name, body).await,
@@ -65,10 +66,18 @@ pub async fn post(context: &Context, resource: &'static dyn Resource, body: Byte
     }
 }
 
-async fn token(context: &Context, subresource: &Subresource, body: Bytes) -> Result<Answered> {
+async fn token(
+    context: &Context,
+    resource: &'static dyn Resource,
+    subresource: &Subresource,
+    body: Bytes,
+) -> Result<Answered> {
     let Subresource { group, version, kind, .. } = *subresource;
     let kind = registry().by_gvk(group, version, kind).ok_or_else(ApiError::no_such_resource)?;
     let (info, request) = (&context.info, context.decode(kind, &body)?);
+    // A kubelet asks for tokens of its own pods only: NodeRestriction looks at the body.
+    let write = context.write(resource, "token", "CreateOptions")?;
+    context.api.writer.judge(&write, Operation::Create, &request).await?;
     let answer = context.api.reviews.token_request(&info.namespace, &info.name, request).await?;
     Ok(respond::value(&context.answer, StatusCode::CREATED, &answer))
 }

@@ -125,15 +125,10 @@ impl NodeRestriction {
         require(given == uid, a, || format!("node {node} UID mismatch: expected {given} got {uid}"))?;
         match references(a.name(), &pod["spec"]).first() {
             None => Ok(()),
-            Some((target, _)) => Err(a.forbidden(format!(
-                "node {node:?} can not create pods that reference {}",
-                match target {
-                    Target::ServiceAccount => "a service account",
-                    Target::Secret => "secrets",
-                    Target::ConfigMap => "configmaps",
-                    Target::PersistentVolumeClaim => "persistentvolumeclaims",
-                }
-            ))),
+            Some((target, _)) => {
+                let what = if *target == Target::ServiceAccount { "a service account" } else { target.plural() };
+                Err(a.forbidden(format!("node {node:?} can not create pods that reference {what}")))
+            }
         }
     }
 

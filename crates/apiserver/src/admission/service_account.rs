@@ -13,7 +13,7 @@ use super::pod::{each_container_mut, is_mirror, items, list_mut, text};
 use super::{Admission, AdmissionRequest, Operation};
 use crate::authn::lookup::{Lookup, SERVICE_ACCOUNTS};
 use crate::authn::tokens::WARN_ONLY_SECONDS;
-use crate::authz::{Target, references};
+use crate::authz::references;
 
 const DEFAULT: &str = "default";
 const MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
@@ -95,14 +95,8 @@ impl Admission for ServiceAccount {
             return Ok(());
         };
         let name = request.name();
-        for (target, _) in references(name, &pod["spec"]) {
-            let what = match target {
-                Target::ServiceAccount => "service accounts",
-                Target::Secret => "secrets",
-                Target::ConfigMap => "configmaps",
-                Target::PersistentVolumeClaim => "persistentvolumeclaims",
-            };
-            return Err(request.forbidden(format!("a mirror pod may not reference {what}")));
+        if let Some((target, _)) = references(name, &pod["spec"]).first() {
+            return Err(request.forbidden(format!("a mirror pod may not reference {}", target.plural())));
         }
         let tokens =
             |volume: &Value| items(&volume["projected"]["sources"]).any(|s| s["serviceAccountToken"].is_object());

@@ -44,7 +44,7 @@ async fn world(objects: impl IntoIterator<Item = (Kind, Value)>) -> World {
 }
 
 impl World {
-    fn as_node(mut self, node: &str) -> Self {
+    fn into_node(mut self, node: &str) -> Self {
         self.user = UserInfo::new(format!("system:node:{node}"), [NODES_GROUP]);
         self
     }
@@ -269,7 +269,7 @@ async fn kubelets_change_only_their_own() {
     let bound =
         |node: &str| json!({"metadata": {"namespace": "ns", "name": "p", "uid": "u"}, "spec": {"nodeName": node}});
     let world =
-        world([(PODS, bound("n")), (NODES, json!({"metadata": {"name": "n", "uid": "nu"}}))]).await.as_node("n");
+        world([(PODS, bound("n")), (NODES, json!({"metadata": {"name": "n", "uid": "nu"}}))]).await.into_node("n");
     let owner = json!([{"apiVersion": "v1", "kind": "Node", "name": "n", "uid": "nu", "controller": true}]);
     let mirror = json!({
         "metadata": {"name": "m", "annotations": {"kubernetes.io/config.mirror": "h"}, "ownerReferences": owner},

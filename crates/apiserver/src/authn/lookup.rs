@@ -92,7 +92,7 @@ impl dyn Lookup {
 
 fn decode<T: DeserializeOwned>(kind: Kind, bytes: &[u8]) -> Result<T> {
     serde_json::from_slice(bytes)
-        .map_err(|error| ApiError::internal(&format!("stored object of {} cannot be decoded: {error}", kind.plural)))
+        .map_err(|error| ApiError::internal(format!("stored object of {} cannot be decoded: {error}", kind.plural)))
 }
 
 /// The part of `metadata` that identity checks need.

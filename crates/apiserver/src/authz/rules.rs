@@ -120,7 +120,7 @@ fn compact(rules: impl Iterator<Item = Rule>) -> Vec<Rule> {
         let same =
             |other: &&mut Rule| Rule { verbs: vec![], ..(**other).clone() } == Rule { verbs: vec![], ..rule.clone() };
         match compacted.iter_mut().find(same) {
-            Some(other) => other.verbs.extend(rule.verbs.into_iter()),
+            Some(other) => other.verbs.extend(rule.verbs),
             None => compacted.push(rule),
         }
     }

@@ -114,6 +114,13 @@ impl Writer {
 }
 
 impl Writer {
+    /// Asks admission about a body that is not stored (a binding, a token request).
+    pub async fn judge(&self, write: &Write<'_>, operation: Operation, body: &Value) -> Result<()> {
+        let mut request = write.admission(operation, Some(body.clone()), None);
+        self.admission.admit(&mut request).await?;
+        self.admission.validate(&request).await
+    }
+
     /// Changes the object on behalf of a subresource whose body is of another kind (a binding):
     /// `body` is what admission judges, `change` what it does to the object.
     pub async fn amend(
@@ -123,9 +130,7 @@ impl Writer {
         body: &Value,
         change: &(dyn Fn(&mut Value) -> Result<()> + Send + Sync),
     ) -> Result<()> {
-        let mut request = write.admission(operation, Some(body.clone()), None);
-        self.admission.admit(&mut request).await?;
-        self.admission.validate(&request).await?;
+        self.judge(write, operation, body).await?;
         for _ in 0..ATTEMPTS {
             let current = self.objects.get(write.resource, write.namespace, write.name).await?;
             let current = current.ok_or_else(|| write.not_found())?;

@@ -180,6 +180,18 @@ impl State {
         }
     }
 
+    fn forget(&mut self, kind: Kind, change: &Change) {
+        match (kind, change) {
+            (PODS, Change::Delete { namespace, name }) => self.remove_pod(&key(namespace, name)),
+            (PERSISTENT_VOLUMES, Change::Delete { name, .. }) => self.remove_volume(name),
+            (VOLUME_ATTACHMENTS, Change::Delete { name, .. }) => drop(self.attachments.remove(name)),
+            (PODS, Change::Reset) => (self.pods, self.targets) = Default::default(),
+            (PERSISTENT_VOLUMES, Change::Reset) => (self.volumes, self.volume_secrets) = Default::default(),
+            (VOLUME_ATTACHMENTS, Change::Reset) => self.attachments.clear(),
+            _ => {}
+        }
+    }
+
     fn put_attachment(&mut self, bytes: &[u8]) -> serde_json::Result<()> {
         let object: Value = serde_json::from_slice(bytes)?;
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -207,17 +219,14 @@ fn volume_secrets(spec: &Value, claim_namespace: &str, found: &mut Vec<Key>) {
 impl Index for Graph {
     fn change(&self, kind: Kind, change: &Change) {
         let mut state = self.state.write();
-        let put = match change {
-            Change::Put(bytes) if kind == PODS => state.put_pod(bytes),
-            Change::Put(bytes) if kind == PERSISTENT_VOLUMES => state.put_volume(bytes),
-            Change::Put(bytes) if kind == VOLUME_ATTACHMENTS => state.put_attachment(bytes),
-            Change::Delete { namespace, name } if kind == PODS => Ok(state.remove_pod(&key(namespace, name))),
-            Change::Delete { name, .. } if kind == PERSISTENT_VOLUMES => Ok(state.remove_volume(name)),
-            Change::Delete { name, .. } => Ok(drop(state.attachments.remove(name))),
-            Change::Reset if kind == PODS => Ok((state.pods.clear(), state.targets.clear()).0),
-            Change::Reset if kind == PERSISTENT_VOLUMES => Ok((state.volumes.clear(), state.volume_secrets.clear()).0),
-            Change::Reset => Ok(state.attachments.clear()),
-            Change::Put(_) | Change::Synced => Ok(()),
+        let put = match (kind, change) {
+            (PODS, Change::Put(bytes)) => state.put_pod(bytes),
+            (PERSISTENT_VOLUMES, Change::Put(bytes)) => state.put_volume(bytes),
+            (VOLUME_ATTACHMENTS, Change::Put(bytes)) => state.put_attachment(bytes),
+            (_, change) => {
+                state.forget(kind, change);
+                Ok(())
+            }
         };
         if let Err(error) = put {
             tracing::error!(%error, kind = kind.plural, "a stored object cannot be decoded for the node authorizer");

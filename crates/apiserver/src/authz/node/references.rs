@@ -11,6 +11,18 @@ pub enum Target {
     ServiceAccount,
 }
 
+impl Target {
+    /// As messages to users name it.
+    pub fn plural(self) -> &'static str {
+        match self {
+            Target::ConfigMap => "configmaps",
+            Target::PersistentVolumeClaim => "persistentvolumeclaims",
+            Target::Secret => "secrets",
+            Target::ServiceAccount => "service accounts",
+        }
+    }
+}
+
 /// All targets named by a pod's `spec`, sorted, each once.
 pub fn references(pod_name: &str, spec: &Value) -> Vec<(Target, String)> {
     let mut found = Vec::new();
