@@ -21,7 +21,7 @@ use crate::{
     edit,
     identity::{MASTERS, UserInfo},
     metrics::Metrics,
-    negotiate::{self, Answer},
+    negotiate::{self, Answer, View},
     nonresource, read,
     request::{Query, RequestInfo},
     respond::{self, Answered},
@@ -95,7 +95,7 @@ impl Api {
     pub async fn handle(self: Arc<Api>, request: Request<Body>) -> Answered {
         let query = Query::parse(request.uri().query().unwrap_or_default());
         let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
-        let fallback = negotiate::answer(request.headers(), &query, false).unwrap_or(Answer::JSON);
+        let fallback = negotiate::answer(request.headers(), &query, info.resource_request).map_or(Answer::JSON, |answer| Answer { view: View::Object, ..answer });
         let started = std::time::Instant::now();
         let running = AssertUnwindSafe(self.clone().bounded(info.clone(), query, request)).catch_unwind();
         let response = match running.await {
@@ -129,11 +129,15 @@ impl Api {
         }
     }
 
-    async fn identified(self: Arc<Api>, info: RequestInfo, query: Query, request: Request<Body>) -> Result<Answered> {
+    async fn identified(self: Arc<Api>, mut info: RequestInfo, query: Query, request: Request<Body>) -> Result<Answered> {
         let (parts, body) = request.into_parts();
         let peer = parts.extensions.get::<PeerCertificates>();
         let user = identify(&*self.authenticator, &*self.authorizer, &parts, peer).await?;
         self.permit(&user, &info, &query)?;
+        if info.resource == "namespaces" {
+            // A namespace is permitted as something in itself, but stored in none.
+            info.namespace.clear();
+        }
         let views = info.resource_request;
         let streaming = info.long_running() && info.verb != "watch";
         let answer = if streaming { Answer::JSON } else { negotiate::answer(&parts.headers, &query, views)? };
@@ -178,7 +182,7 @@ impl Context {
         let resource = resource.ok_or_else(ApiError::no_such_resource)?;
         let facts = resource.facts();
         let needs_namespace = facts.namespaced_scope() && !info.name.is_empty() && named(&info.verb);
-        let stray = !facts.namespaced_scope() && !info.namespace.is_empty() && facts.plural != "namespaces";
+        let stray = !facts.namespaced_scope() && !info.namespace.is_empty();
         if stray || (needs_namespace && info.namespace.is_empty()) {
             return Err(ApiError::no_such_resource());
         }
@@ -199,7 +203,8 @@ impl Context {
         }
         // Collections are posted to, objects are not; namespaced objects are made in a namespace.
         let homeless = facts.namespaced_scope() && info.namespace.is_empty();
-        if info.verb == "create" && (!info.name.is_empty() || homeless) {
+        let nameless = named(&info.verb) && info.name.is_empty();
+        if nameless || (info.verb == "create" && (!info.name.is_empty() || homeless)) {
             return Err(not_allowed());
         }
         match info.verb.as_str() {

@@ -170,7 +170,7 @@ pub async fn delete_collection(context: &Context, resource: &'static dyn Resourc
 /// From the body if there is one, else from the query.
 pub fn delete_options(context: &Context, body: &Bytes) -> Result<DeleteOptions> {
     if !body.is_empty() {
-        let mut options: DeleteOptions = codec::options(negotiate::body(&context.headers)?, body)?;
+        let mut options = codec::delete_options(negotiate::body(&context.headers)?, body)?;
         options.dry_run.extend(context.query.all("dryRun").map(str::to_owned));
         return Ok(options);
     }

@@ -55,7 +55,7 @@ impl Answer {
     }
 }
 
-/// Reads `Accept` for an answer that may be a table or partial metadata.
+/// Reads `Accept`; `views` for an answer that is an object, which may be a table, metadata or protobuf.
 pub fn answer(headers: &HeaderMap, query: &Query, views: bool) -> Result<Answer> {
     let accept = text(headers, header::ACCEPT);
     let mut clauses: Vec<Clause> = accept.split(',').filter_map(Clause::parse).collect();
@@ -118,8 +118,8 @@ impl<'a> Clause<'a> {
             "PartialObjectMetadata" | "PartialObjectMetadataList" if meta && views => View::Partial,
             _ => return None,
         };
-        // A table holds arbitrary cells, which the protobuf encoding cannot carry.
-        (format != Format::Protobuf || view != View::Table).then_some((format, view))
+        // Documents and tables have no protobuf form.
+        (format != Format::Protobuf || (views && view != View::Table)).then_some((format, view))
     }
 }
 

@@ -115,10 +115,14 @@ impl Objects {
         }
         writes.extend(commit.claims.release.iter().map(|key| Write::Delete { key: key.clone() }));
         match self.store.txn(Txn { compares, writes }).await.map_err(storage_error)? {
-            TxnResult::Committed { revision } => Ok(Committed::Done(match (stored, commit.object) {
-                (Some(stored), Some(object)) => served(commit.resource, object, &stored, revision)?,
-                _ => Bytes::new(),
-            })),
+            TxnResult::Committed { revision } => {
+                // Whoever hears of the write finds it in the cache. That it lags is no failure of the write.
+                let _ = self.hub.reach(revision).await;
+                Ok(Committed::Done(match (stored, commit.object) {
+                    (Some(stored), Some(object)) => served(commit.resource, object, &stored, revision)?,
+                    _ => Bytes::new(),
+                }))
+            }
             TxnResult::Conflict { current, .. } => Ok(conflict(&current, commit.expected)),
         }
     }

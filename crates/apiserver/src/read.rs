@@ -22,9 +22,9 @@ use tokio::time::Instant;
 use crate::{
     api::Context,
     cache::{
-        Cache, CacheRef, Change, Entry, EventType, Filter, Snapshot, Watcher,
-        change::{bookmark, frame},
+        Cache, CacheRef, Change, Entry, EventType, Filter, Snapshot, Watcher, change::bookmark,
     },
+    negotiate::{self, Format},
     list::{At, ListRequest, PAGE_EXPIRED, WatchRequest, token},
     objects::{bytes, range},
     request::key,
@@ -128,6 +128,9 @@ const WATCH_TIMEOUT: u64 = 1800;
 const CHUNK: usize = 64 << 10;
 
 pub async fn watch(context: &Context, resource: &'static dyn Resource) -> Result<Answered> {
+    if context.answer.format == Format::Yaml {
+        return Err(ApiError::not_acceptable(&[negotiate::JSON, negotiate::PROTOBUF]));
+    }
     let request = WatchRequest::parse(&context.query)?;
     let filter = filter(context, resource)?;
     let renderer = Renderer::new(resource, context.answer, &context.query)?;
@@ -144,7 +147,7 @@ pub async fn watch(context: &Context, resource: &'static dyn Resource) -> Result
     let (snapshot, watcher) = match registered {
         Ok(registered) => registered,
         // A watch that cannot begin has a stream all the same, as upstream: one event that says why.
-        Err(error) if error.code() == 410 => return Ok(refused(context, &error)),
+        Err(error) if error.code() == 410 => return Ok(refused(&renderer, &error)),
         Err(error) => return Err(error),
     };
     let initial: VecDeque<_> = match from {
@@ -178,10 +181,10 @@ pub async fn watch(context: &Context, resource: &'static dyn Resource) -> Result
     Ok(respond::streaming(&context.answer, body))
 }
 
-fn refused(context: &Context, error: &ApiError) -> Answered {
+fn refused(renderer: &Renderer, error: &ApiError) -> Answered {
     let mut out = Vec::new();
-    frame(&mut out, EventType::Error, error.to_value().to_string().as_bytes());
-    respond::streaming(&context.answer, Body::from(out))
+    renderer.made_up(&mut out, EventType::Error, error.to_value().to_string().as_bytes());
+    respond::streaming(&renderer.answer, Body::from(out))
 }
 
 /// Takes the watcher off its cache when the client goes.
@@ -255,7 +258,7 @@ impl Feed {
             let Some(entry) = self.initial.pop_front() else {
                 if let Some(revision) = self.initial_end.take() {
                     let (kind, version) = self.kind();
-                    frame(out, EventType::Bookmark, &bookmark(&kind, &version, revision, true));
+                    self.renderer.made_up(out, EventType::Bookmark, &bookmark(&kind, &version, revision, true));
                 }
                 return;
             };
@@ -282,8 +285,7 @@ impl Feed {
     }
 
     fn tell(&mut self, out: &mut Vec<u8>, kind: EventType, entry: &Entry) {
-        let object = self.renderer.object(bytes(self.renderer.resource, entry), std::mem::take(&mut self.columns));
-        frame(out, kind, &object);
+        self.renderer.event(out, kind, entry, std::mem::take(&mut self.columns));
     }
 
     /// Says up to which revision everything has been told, if that is so.
@@ -297,7 +299,7 @@ impl Feed {
         }
         self.revision = self.revision.max(applied);
         let (kind, version) = self.kind();
-        frame(&mut out, EventType::Bookmark, &bookmark(&kind, &version, self.revision, false));
+        self.renderer.made_up(&mut out, EventType::Bookmark, &bookmark(&kind, &version, self.revision, false));
         Some(out.into())
     }
 

@@ -13,13 +13,19 @@ use futures::stream;
 use http::{HeaderValue, Response, StatusCode, header};
 use machinery::{
     meta,
+    protobuf::watch_frame,
     status::{ApiError, Result},
 };
 use resources::Resource;
 use serde_json::{Value, json};
 
 use crate::{
-    cache::{Entry, entry},
+    cache::{
+        Entry, EventType,
+        change::frame,
+        entry,
+    },
+    codec,
     negotiate::{Answer, Format, View},
     objects,
     request::Query,
@@ -130,8 +136,52 @@ impl Renderer {
         whole(&self.answer, status, self.object(json, true))
     }
 
+    /// One object as a watch event carries it: of the cache's own encoding where it has one.
+    pub fn event(&self, out: &mut Vec<u8>, kind: EventType, entry: &Entry, columns: bool) {
+        let json = objects::bytes(self.resource, entry);
+        if self.answer.format != Format::Protobuf {
+            return frame(out, kind, &self.object(json, columns));
+        }
+        let object = match self.answer.view {
+            View::Object => {
+                let facts = self.resource.facts();
+                codec::envelope(&facts.api_version(), facts.kind, &self.message(entry)).into()
+            }
+            _ => codec::protobuf(&self.object(json, columns)),
+        };
+        out.extend_from_slice(&watch_frame(kind.as_str(), &object));
+    }
+
+    /// An object made up for a watch: a bookmark, a Status.
+    pub fn made_up(&self, out: &mut Vec<u8>, kind: EventType, json: &[u8]) {
+        match self.answer.format {
+            Format::Protobuf => out.extend_from_slice(&watch_frame(kind.as_str(), &codec::protobuf(json))),
+            _ => frame(out, kind, json),
+        }
+    }
+
+    fn message(&self, entry: &Entry) -> Bytes {
+        let encode = || codec::message(&parse(objects::bytes(self.resource, entry))).unwrap_or_default();
+        // What is kept with the entry is of the stored version.
+        if self.resource.conversion().is_some() { encode() } else { entry.message(encode).clone() }
+    }
+
+    fn message_list(&self, metadata: &Value, entries: &[Arc<Entry>]) -> Answered {
+        let facts = self.resource.facts();
+        let (kind, version) = (format!("{}List", facts.kind), facts.api_version());
+        let empty = json!({"kind": kind, "apiVersion": version, "metadata": metadata, "items": []});
+        let mut raw = codec::message(&empty).unwrap_or_default().to_vec();
+        for entry in entries {
+            codec::list_item(&mut raw, &self.message(entry));
+        }
+        encoded(&self.answer, StatusCode::OK, codec::envelope(&version, &kind, &raw).into())
+    }
+
     /// Answers with a list.
     pub fn list(&self, metadata: &Value, entries: Vec<Arc<Entry>>) -> Answered {
+        if self.answer.format == Format::Protobuf && self.answer.view == View::Object {
+            return self.message_list(metadata, &entries);
+        }
         let size: usize = entries.iter().map(|entry| entry.json.len() + 1).sum();
         let head = self.list_head(metadata).into_bytes();
         if self.answer.format != Format::Json || self.answer.pretty {
@@ -225,8 +275,13 @@ pub fn whole(answer: &Answer, status: StatusCode, json: Bytes) -> Answered {
         Format::Json if !answer.pretty => json,
         Format::Json => indented(&json),
         Format::Yaml => yaml(&json),
-        Format::Protobuf => crate::codec::protobuf(&json),
+        Format::Protobuf => codec::protobuf(&json),
     };
+    encoded(answer, status, body)
+}
+
+/// Answers with bytes that are in the client's format already.
+fn encoded(answer: &Answer, status: StatusCode, body: Bytes) -> Answered {
     let compress = answer.gzip && body.len() >= GZIP_FLOOR;
     let body = if compress { gzip(&body) } else { body };
     respond(status, answer.content_type(false), compress, Body::from(body))

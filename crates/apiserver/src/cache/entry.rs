@@ -106,6 +106,8 @@ pub struct Entry {
     fields: Box<[Option<Box<str>>]>,
     /// The same object in the other served version, where a resource has one.
     converted: OnceLock<Bytes>,
+    /// The protobuf message, made when the first reader asks for it.
+    message: OnceLock<Bytes>,
 }
 
 #[derive(Deserialize)]
@@ -129,7 +131,7 @@ impl Entry {
             selectable.iter().map(|field| resource.field(&value, field).map(Box::from)).collect()
         };
         let labels = metadata.labels.unwrap_or_default().into_iter().collect();
-        Ok(Entry { key, revision, json, labels, fields, converted: OnceLock::new() })
+        Ok(Entry { key, revision, json, labels, fields, converted: OnceLock::new(), message: OnceLock::new() })
     }
 
     pub fn name(&self) -> &str {
@@ -158,6 +160,11 @@ impl Entry {
         self.converted.get_or_init(|| encode(&convert(self.value())).into())
     }
 
+    /// The protobuf message of the object, made at most once.
+    pub fn message(&self, encode: impl FnOnce() -> Bytes) -> &Bytes {
+        self.message.get_or_init(encode)
+    }
+
     /// The same object under another resourceVersion: the last thing a watcher hears of it.
     pub fn moved_to(&self, revision: i64) -> Entry {
         let start = metadata_at(&self.json).unwrap_or(0);
@@ -173,6 +180,7 @@ impl Entry {
             labels: self.labels.clone(),
             fields: self.fields.clone(),
             converted: OnceLock::new(),
+            message: OnceLock::new(),
         }
     }
 

@@ -22,11 +22,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 use machinery::status::{ApiError, Result};
 use parking_lot::RwLock;
 use resources::Resource;
-use store::{Event, KeyRange, Range, Store};
+use store::{Event, KeyRange, Range, Store, WatchBatch};
 use tokio::sync::{OnceCell, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -41,6 +41,8 @@ pub const ROOT: &str = "/registry/";
 const FRESH_TIMEOUT: Duration = Duration::from_secs(3);
 /// A feed that has said nothing for this long is compared with the store.
 const LIVENESS: Duration = Duration::from_secs(10);
+/// Batches of the feed applied before their revision is published.
+const GROUP: usize = 256;
 /// Past changes read back from the store for one watch that starts before the ring, in bytes.
 const HISTORY_BYTES: usize = 16 << 20;
 
@@ -125,11 +127,21 @@ impl Hub {
                 }
                 Err(_) => continue,
             };
-            for event in &batch.events {
-                self.apply(event);
+            let mut revision = self.apply_batch(&batch);
+            // What is there already is applied before anybody is woken, as commits come in groups.
+            for _ in 1..GROUP {
+                let Some(Some(batch)) = stream.next().now_or_never() else { break };
+                revision = batch.map(|batch| self.apply_batch(&batch)).inspect_err(|_| self.advance(revision))?;
             }
-            self.advance(batch.revision);
+            self.advance(revision);
         }
+    }
+
+    fn apply_batch(&self, batch: &WatchBatch) -> i64 {
+        for event in &batch.events {
+            self.apply(event);
+        }
+        batch.revision
     }
 
     fn apply(&self, event: &Event) {

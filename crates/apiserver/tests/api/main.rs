@@ -24,6 +24,7 @@ use axum::body::Body;
 use http::{HeaderMap, Method, Request, Response, header};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
+use store::Store;
 use tower::ServiceExt;
 
 /// How long anything that should happen may take on a busy machine.
@@ -32,9 +33,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A server and its directory, which goes with it.
 struct Cluster {
     server: Server,
+    store: Arc<store::FjallStore>,
     pki: Arc<Pki>,
     user: UserInfo,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Cluster {
@@ -43,12 +45,15 @@ impl Cluster {
     }
 
     async fn with_services(cidr: &str) -> Cluster {
-        let dir = tempfile::tempdir().unwrap();
+        Cluster::on(tempfile::tempdir().unwrap(), cidr).await
+    }
+
+    async fn on(dir: tempfile::TempDir, cidr: &str) -> Cluster {
         let options = PkiOptions { server_names: vec![], server_ips: vec![], cluster_domain: "cluster.local".into() };
         let pki = Arc::new(Pki::load_or_create(&dir.path().join("pki"), options).unwrap());
         let store = Arc::new(store::FjallStore::open(dir.path().join("store"), store::Options::default()).unwrap());
         let config = Config {
-            store,
+            store: store.clone(),
             pki: pki.clone(),
             advertise: "127.0.0.1:6443".parse().unwrap(),
             service_cidr: cidr.parse().unwrap(),
@@ -56,7 +61,26 @@ impl Cluster {
             dialer: Arc::new(TcpDialer),
         };
         let server = Server::new(config).await.unwrap();
-        Cluster { server, pki, user: UserInfo::master("test"), _dir: dir }
+        let cluster = Cluster { server, store, pki, user: UserInfo::master("test"), dir };
+        // A controller's work elsewhere; pods need it.
+        let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}});
+        let made = cluster.call("POST", "/api/v1/namespaces/default/serviceaccounts", &account).await;
+        assert!([201, 409].contains(&made.code), "{}", made.text);
+        cluster
+    }
+
+    /// The same cluster after a restart.
+    async fn restart(self) -> Cluster {
+        let Cluster { server, store, pki, dir, .. } = self;
+        server.shutdown().await;
+        store.close().await.unwrap();
+        drop((server, store, pki));
+        Cluster::on(dir, "10.43.0.0/16").await
+    }
+
+    /// Drops the store's history before a revision.
+    async fn compact(&self, revision: i64) {
+        self.store.compact(revision).await.unwrap();
     }
 
     fn service(&self) -> Service {
