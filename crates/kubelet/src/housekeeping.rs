@@ -1,0 +1,88 @@
+//! What goes on beside the pods: runtime events, listings, log rotation, image removal.
+
+use crate::logs;
+use crate::pods::Pods;
+use crate::state::RunState;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+const LOG_CHECK: Duration = Duration::from_secs(10);
+
+/// Feeds runtime events to the pods; after each interruption compares everything once.
+pub async fn events(pods: Arc<Pods>) {
+    let mut delay = Duration::from_millis(50);
+    loop {
+        match pods.shared().cri.events().await {
+            Ok(mut stream) => {
+                // What happened before the stream began is in the listing.
+                if let Err(error) = pods.relist().await {
+                    tracing::warn!(%error, "cannot list the runtime's pods");
+                }
+                delay = Duration::from_millis(50);
+                loop {
+                    match stream.message().await {
+                        Ok(Some(event)) => pods.observe(event).await,
+                        Ok(None) => break,
+                        Err(error) => {
+                            tracing::warn!(error = error.message(), "runtime event stream broke");
+                            break;
+                        }
+                    }
+                }
+            }
+            Err(error) => tracing::warn!(%error, "no runtime event stream"),
+        }
+        tokio::time::sleep(delay).await;
+        delay = (delay * 2).min(Duration::from_secs(5));
+    }
+}
+
+/// The safety net under the event stream.
+pub async fn relist(pods: Arc<Pods>) {
+    loop {
+        tokio::time::sleep(pods.shared().config.relist_interval).await;
+        if let Err(error) = pods.relist().await {
+            tracing::warn!(%error, "cannot list the runtime's pods");
+        }
+    }
+}
+
+pub async fn rotate_logs(pods: Arc<Pods>) {
+    let (bytes, files) = (pods.shared().config.log_max_bytes, pods.shared().config.log_max_files);
+    loop {
+        tokio::time::sleep(LOG_CHECK).await;
+        for snapshot in pods.snapshots() {
+            for instance in snapshot.runtime.instances.iter().filter(|i| i.state == RunState::Running) {
+                if let Err(error) =
+                    logs::rotate(&pods.shared().cri, &instance.id, &instance.log_path, bytes, files).await
+                {
+                    tracing::warn!(error, "log not rotated");
+                }
+            }
+        }
+    }
+}
+
+pub async fn collect_images(pods: Arc<Pods>) {
+    let gc = pods.shared().config.image_gc;
+    loop {
+        tokio::time::sleep(gc.interval).await;
+        let snapshots = pods.snapshots();
+        let mut used: BTreeSet<String> = BTreeSet::new();
+        for snapshot in &snapshots {
+            let instances = snapshot.runtime.instances.iter();
+            used.extend(instances.flat_map(|instance| [instance.image.clone(), instance.image_id.clone()]));
+            if !snapshot.finished {
+                let wanted = crate::pod::members(&snapshot.pod);
+                let images = wanted.iter().filter_map(|member| member.container.image.as_deref());
+                used.extend(images.filter_map(|image| crate::images::normalize(image).ok()));
+            }
+        }
+        match pods.shared().images.collect(gc, &used).await {
+            Ok(0) => {}
+            Ok(removed) => tracing::info!(removed, "removed unused images"),
+            Err(error) => tracing::warn!(error, "image garbage collection failed"),
+        }
+    }
+}

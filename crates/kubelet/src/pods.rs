@@ -1,0 +1,260 @@
+//! The pods of this node: which tasks own them, and how messages find their way.
+//!
+//! Knows uids and inboxes; what a pod does is its worker's business.
+
+use crate::admit;
+use crate::pod;
+use crate::resources::Quantities;
+use crate::shared::Shared;
+use crate::state::{Instance, POD_UID, Runtime, Sandbox};
+use crate::status;
+use crate::status_writer::StatusWriter;
+use crate::worker::{INBOX, Message, Snapshot, Worker};
+use client::EventType::Warning;
+use cri::v1;
+use k8s_openapi::api::core::v1::{Node, Pod, PodStatus};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use tokio::sync::{mpsc, watch};
+use tokio_util::task::AbortOnDropHandle;
+
+struct Handle {
+    inbox: mpsc::Sender<Message>,
+    snapshot: watch::Receiver<Snapshot>,
+}
+
+pub struct Pods {
+    shared: Arc<Shared>,
+    workers: Mutex<HashMap<String, Handle>>,
+    /// What earlier kubelets left in the runtime, until the pods that own it are known.
+    left: Mutex<BTreeMap<String, Runtime>>,
+}
+
+impl Pods {
+    pub fn new(shared: Arc<Shared>, left: BTreeMap<String, Runtime>) -> Arc<Pods> {
+        Arc::new(Pods { shared, workers: Mutex::default(), left: Mutex::new(left) })
+    }
+
+    /// A pod that is bound to this node, or that changed.
+    pub async fn put(self: &Arc<Self>, pod: Arc<Pod>, node: Option<&Node>) {
+        let uid = pod::uid(&pod).to_owned();
+        let inbox = self.workers.lock().get(&uid).map(|handle| handle.inbox.clone());
+        if let Some(inbox) = inbox {
+            let _ = inbox.send(Message::Pod(pod)).await;
+            return;
+        }
+        let runtime = self.left.lock().remove(&uid).unwrap_or_default();
+        let known = runtime != Runtime::default() || pod::status(&pod).start_time.is_some();
+        if !known && pod.metadata.deletion_timestamp.is_none() && !pod::is_terminal(&pod) {
+            let others = self.active();
+            let allocatable = self.shared.allocatable.read().clone();
+            if let Err(refusal) = admit::check(&pod, &others, &allocatable, node) {
+                return self.reject(pod, &refusal);
+            }
+        }
+        self.start(pod, runtime);
+    }
+
+    fn start(self: &Arc<Self>, pod: Arc<Pod>, runtime: Runtime) {
+        let uid = pod::uid(&pod).to_owned();
+        let (sender, receiver) = mpsc::channel(INBOX);
+        let initial = Snapshot {
+            status: pod::status(&pod).clone(),
+            pod: pod.clone(),
+            runtime: runtime.clone(),
+            finished: pod::is_terminal(&pod),
+        };
+        let (snapshot_sender, snapshot) = watch::channel(initial);
+        let worker = Worker::new(self.shared.clone(), pod, runtime, (sender.clone(), receiver), snapshot_sender);
+        self.workers.lock().insert(uid.clone(), Handle { inbox: sender, snapshot });
+        let pods = self.clone();
+        tokio::spawn(async move {
+            let task = AbortOnDropHandle::new(tokio::spawn(worker.run()));
+            tokio::select! {
+                // A defect in one pod's task must not take its handle, and so its name, for ever.
+                result = task => if let Err(error) = result {
+                    tracing::error!(uid, %error, "pod task failed");
+                },
+                () = pods.shared.shutdown.cancelled() => {}
+            }
+            pods.workers.lock().remove(&uid);
+        });
+    }
+
+    fn reject(&self, pod: Arc<Pod>, refusal: &admit::Refusal) {
+        self.shared.event(&pod, Warning, refusal.reason, refusal.message.clone());
+        let now = jiff::Timestamp::now();
+        let status = status::rejected(&pod, refusal.reason, &refusal.message, now);
+        let writer = StatusWriter::start(self.shared.client.clone(), &pod);
+        writer.write(status, false);
+        // Kept until written; the pod's next appearance is a terminal one.
+        tokio::spawn(async move {
+            tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+            drop(writer);
+        });
+    }
+
+    /// A pod the API no longer has.
+    pub async fn remove(&self, pod: &Pod) {
+        self.send(pod::uid(pod), Message::Gone).await;
+    }
+
+    pub async fn send(&self, uid: &str, message: Message) {
+        let inbox = self.workers.lock().get(uid).map(|handle| handle.inbox.clone());
+        if let Some(inbox) = inbox {
+            let _ = inbox.send(message).await;
+        }
+    }
+
+    /// Routes one runtime event.
+    pub async fn observe(&self, event: v1::ContainerEventResponse) {
+        let Some(status) = event.pod_sandbox_status.clone() else {
+            return self.relist_owner(&event.container_id).await;
+        };
+        let Some(uid) = status.metadata.as_ref().map(|metadata| metadata.uid.clone()) else { return };
+        let sandbox = Sandbox::from_cri(status);
+        let instances =
+            event.containers_statuses.iter().cloned().map(|status| Instance::from_cri(status, &sandbox.id)).collect();
+        let deleted = (event.container_event_type() == v1::ContainerEventType::ContainerDeletedEvent)
+            .then(|| event.container_id.clone());
+        let gone = deleted.as_deref() == Some(&sandbox.id);
+        let message = Message::Observed { sandbox: (!gone).then_some(sandbox), instances, deleted };
+        self.send(&uid, message).await;
+    }
+
+    /// Asks about the pod of one container; of all pods if nobody is known to own it.
+    async fn relist_owner(&self, id: &str) {
+        let snapshots = self.snapshots();
+        let owner = snapshots.iter().find(|snapshot| snapshot.runtime.by_id(id).is_some());
+        let result = match owner.map(|snapshot| pod::uid(&snapshot.pod)) {
+            Some(uid) => match self.shared.cri.pod(uid).await {
+                Ok(listing) => {
+                    self.send(uid, Message::Listed(listing)).await;
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            },
+            None => self.relist().await,
+        };
+        if let Err(error) = result {
+            tracing::warn!(%error, "cannot list a pod after an event");
+        }
+    }
+
+    /// Compares everything with the runtime: after a lost event stream, and now and then.
+    pub async fn relist(&self) -> Result<(), crate::cri_client::CriError> {
+        let uids: Vec<String> = self.workers.lock().keys().cloned().collect();
+        for uid in uids {
+            let listing = self.shared.cri.pod(&uid).await?;
+            self.send(&uid, Message::Listed(listing)).await;
+        }
+        Ok(())
+    }
+
+    pub fn snapshots(&self) -> Vec<Snapshot> {
+        self.workers.lock().values().map(|handle| handle.snapshot.borrow().clone()).collect()
+    }
+
+    /// The pod of this name, the newest if an older one is still ending.
+    pub fn find(&self, namespace: &str, name: &str, uid: Option<&str>) -> Option<watch::Receiver<Snapshot>> {
+        let workers = self.workers.lock();
+        let matching = workers.values().filter(|handle| {
+            let snapshot = handle.snapshot.borrow();
+            let pod = &snapshot.pod;
+            pod::name(pod) == name && pod::namespace(pod) == namespace && uid.is_none_or(|uid| pod::uid(pod) == uid)
+        });
+        let newest = matching.max_by_key(|handle| {
+            let snapshot = handle.snapshot.borrow();
+            snapshot.pod.metadata.creation_timestamp.as_ref().map(|time| time.0)
+        });
+        newest.map(|handle| handle.snapshot.clone())
+    }
+
+    /// Pods that hold resources.
+    fn active(&self) -> Vec<Arc<Pod>> {
+        let snapshots = self.snapshots().into_iter();
+        snapshots.filter(|snapshot| !snapshot.finished).map(|snapshot| snapshot.pod).collect()
+    }
+
+    /// Ends what earlier kubelets left running of pods that are no more, and clears the disk of them.
+    pub async fn clean_orphans(&self) {
+        let left = std::mem::take(&mut *self.left.lock());
+        for (uid, runtime) in left {
+            tracing::info!(uid, "removing an orphaned pod");
+            self.remove_orphan(&uid, runtime).await;
+        }
+        let known: HashSet<String> = self.workers.lock().keys().cloned().collect();
+        let entries = std::fs::read_dir(self.shared.config.root_dir.join("pods")).into_iter().flatten().flatten();
+        for uid in entries.filter_map(|entry| entry.file_name().into_string().ok()) {
+            if !known.contains(&uid) {
+                self.clear_disk(&uid).await;
+            }
+        }
+    }
+
+    async fn remove_orphan(&self, uid: &str, runtime: Runtime) {
+        let cri = &self.shared.cri;
+        let stops = runtime.running().map(|instance| cri.stop_container(&instance.id, 30));
+        futures::future::join_all(stops).await;
+        for sandbox in &runtime.sandboxes {
+            let id = sandbox.id.clone();
+            let stopped = cri.stop_pod_sandbox(v1::StopPodSandboxRequest { pod_sandbox_id: id.clone() }).await;
+            let removed = cri.remove_pod_sandbox(v1::RemovePodSandboxRequest { pod_sandbox_id: id }).await;
+            if let Err(error) = stopped.map(drop).and(removed.map(drop)) {
+                tracing::warn!(uid, %error, "orphaned sandbox not removed");
+            }
+        }
+        for instance in &runtime.instances {
+            let _ = cri.remove_container(v1::RemoveContainerRequest { container_id: instance.id.clone() }).await;
+        }
+        self.clear_disk(uid).await;
+    }
+
+    async fn clear_disk(&self, uid: &str) {
+        let (config, uid) = (self.shared.config.clone(), uid.to_owned());
+        let work = tokio::task::spawn_blocking(move || {
+            if let Err(error) = crate::volume::tear_down(&config, &uid) {
+                tracing::warn!(uid, error, "orphaned volumes not removed");
+            }
+            crate::cgroup::remove_uid(&uid, &config);
+            let suffix = format!("_{uid}");
+            let logs = std::fs::read_dir(&config.pod_logs_dir).into_iter().flatten().flatten();
+            for entry in logs.filter(|entry| entry.file_name().to_string_lossy().ends_with(&suffix)) {
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        });
+        let _ = work.await;
+    }
+
+    pub fn allocatable(&self) -> Arc<Quantities> {
+        self.shared.allocatable.read().clone()
+    }
+
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    pub fn statuses(&self) -> Vec<(Arc<Pod>, PodStatus)> {
+        self.snapshots().into_iter().map(|snapshot| (snapshot.pod, snapshot.status)).collect()
+    }
+}
+
+/// Everything the runtime holds, by pod uid.
+pub async fn list_runtime(
+    cri: &crate::cri_client::Cri,
+) -> Result<BTreeMap<String, Runtime>, crate::cri_client::CriError> {
+    let (sandboxes, containers) = tokio::try_join!(cri.sandboxes(None), cri.containers(None))?;
+    let uid = |labels: &HashMap<String, String>| labels.get(POD_UID).cloned();
+    let uids: HashSet<String> = sandboxes
+        .iter()
+        .filter_map(|sandbox| uid(&sandbox.labels))
+        .chain(containers.iter().filter_map(|container| uid(&container.labels)))
+        .collect();
+    let mut found = BTreeMap::new();
+    for uid in uids {
+        let runtime = cri.pod(&uid).await?;
+        found.insert(uid, runtime);
+    }
+    Ok(found)
+}

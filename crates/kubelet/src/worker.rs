@@ -1,0 +1,670 @@
+//! One task per pod: it alone owns what is known of the pod, and acts on the plan.
+//!
+//! Messages and finished operations change its state; after each change it plans, starts what the
+//! plan says, and reports the status. It never waits for an operation: those run beside it.
+
+use crate::backoff;
+use crate::check::Target;
+use crate::objects::PodObjects;
+use crate::operations::{self, Job, StartError};
+use crate::plan::{self, Action, Operation, Stage, Track, View};
+use crate::pod::{self, Kind};
+use crate::probe::{self, ProbeKind, Report, Results};
+use crate::shared::Shared;
+use crate::state::{Instance, RunState, Runtime, Sandbox};
+use crate::status;
+use crate::status_writer::StatusWriter;
+use crate::{logs, volume};
+use client::EventType::{Normal, Warning};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+/// Messages waiting for one pod; senders wait when it is full.
+pub const INBOX: usize = 1024;
+
+#[derive(Debug)]
+pub enum Message {
+    /// The pod's object changed.
+    Pod(Arc<Pod>),
+    /// The API has forgotten the pod.
+    Gone,
+    /// The runtime told of the pod's sandbox and containers.
+    Observed {
+        sandbox: Option<Sandbox>,
+        instances: Vec<Instance>,
+        deleted: Option<String>,
+    },
+    /// A complete listing.
+    Listed(Runtime),
+    Probe {
+        id: String,
+        kind: ProbeKind,
+        healthy: bool,
+    },
+    /// The uid of the mirror pod that shows a static pod's status.
+    Mirror(String),
+}
+
+/// What others may see of a pod.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    pub pod: Arc<Pod>,
+    pub runtime: Runtime,
+    pub status: PodStatus,
+    pub finished: bool,
+}
+
+/// How operations end.
+enum Done {
+    Volumes(Result<(), String>),
+    Sandbox(Result<Sandbox, String>),
+    Started(Result<Instance, StartError>),
+    Killed(Option<Instance>),
+    SandboxStopped(Result<(), String>),
+    TornDown(Result<(), String>),
+}
+
+pub struct Worker {
+    shared: Arc<Shared>,
+    pod: Arc<Pod>,
+    inbox: mpsc::Receiver<Message>,
+    sender: mpsc::Sender<Message>,
+    snapshot: watch::Sender<Snapshot>,
+    writer: StatusWriter,
+    objects: PodObjects,
+    objects_changed: Arc<Notify>,
+    _follower: AbortOnDropHandle<()>,
+    runtime: Runtime,
+    probes: Results,
+    probers: BTreeMap<(String, ProbeKind), AbortOnDropHandle<()>>,
+    tracks: BTreeMap<String, Track>,
+    busy: BTreeSet<Operation>,
+    retries: BTreeMap<Operation, Timestamp>,
+    failures: BTreeMap<Operation, u32>,
+    operations: JoinSet<(Operation, Done)>,
+    aborts: BTreeMap<Operation, AbortHandle>,
+    hooked: BTreeSet<String>,
+    stop: CancellationToken,
+    stage: Stage,
+    verdict: Option<(String, String)>,
+    volumes_ready: bool,
+    volumes_stale: bool,
+    last: PodStatus,
+    gone: bool,
+    deleting: bool,
+}
+
+impl Worker {
+    /// `runtime` is what an earlier kubelet left running of this pod.
+    pub fn new(
+        shared: Arc<Shared>,
+        pod: Arc<Pod>,
+        runtime: Runtime,
+        channel: (mpsc::Sender<Message>, mpsc::Receiver<Message>),
+        snapshot: watch::Sender<Snapshot>,
+    ) -> Worker {
+        let (objects, changed) = (shared.objects.of(&pod), Arc::new(Notify::new()));
+        let last = pod::status(&pod).clone();
+        let mut tracks: BTreeMap<String, Track> = BTreeMap::new();
+        let known = [&last.init_container_statuses, &last.container_statuses];
+        for status in known.into_iter().flatten().flatten().filter(|status| status.container_id.is_some()) {
+            tracks.entry(status.name.clone()).or_default().lost = status.restart_count as u32 + 1;
+        }
+        let writer = StatusWriter::start(shared.client.clone(), &pod);
+        let follower = follow(objects.clone(), changed.clone());
+        let mut worker = Worker {
+            inbox: channel.1,
+            sender: channel.0,
+            snapshot,
+            writer,
+            objects,
+            objects_changed: changed,
+            _follower: follower,
+            runtime: Runtime::default(),
+            probes: Results::default(),
+            probers: BTreeMap::new(),
+            tracks,
+            busy: BTreeSet::new(),
+            retries: BTreeMap::new(),
+            failures: BTreeMap::new(),
+            operations: JoinSet::new(),
+            aborts: BTreeMap::new(),
+            hooked: BTreeSet::new(),
+            stop: CancellationToken::new(),
+            stage: Stage::Running,
+            verdict: None,
+            volumes_ready: false,
+            volumes_stale: false,
+            last,
+            gone: false,
+            deleting: false,
+            shared,
+            pod,
+        };
+        worker.adopt(runtime);
+        worker
+    }
+
+    /// Takes over what is there: a container that the API called ready stays so until probed.
+    fn adopt(&mut self, runtime: Runtime) {
+        self.runtime = runtime;
+        for member in pod::members(&self.pod) {
+            let running = self.runtime.latest(member.name()).filter(|instance| instance.state == RunState::Running);
+            let status = pod::container_status(&self.last, member.name());
+            if let (Some(instance), Some(status)) = (running, status)
+                && status.container_id.as_deref().is_some_and(|id| id.ends_with(&instance.id))
+            {
+                if status.started == Some(true) {
+                    self.probes.set(&instance.id, ProbeKind::Startup, true);
+                }
+                if status.ready {
+                    self.probes.set(&instance.id, ProbeKind::Readiness, true);
+                }
+            }
+        }
+        if pod::is_terminal(&self.pod) {
+            let reason = self.last.reason.clone().filter(|_| self.last.phase.as_deref() == Some("Failed"));
+            self.verdict = reason.map(|reason| (reason, self.last.message.clone().unwrap_or_default()));
+            self.terminate(pod::grace_seconds(&self.pod));
+        }
+    }
+
+    pub async fn run(mut self) {
+        if self.pod.metadata.deletion_timestamp.is_some() {
+            self.terminate(pod::grace_seconds(&self.pod));
+        }
+        loop {
+            let wake = self.step();
+            if self.gone && self.stage == Stage::Finished && self.busy.is_empty() {
+                break;
+            }
+            tokio::select! {
+                message = self.inbox.recv() => match message {
+                    Some(message) => self.handle(message),
+                    None => return,
+                },
+                Some(done) = self.operations.join_next() => match done {
+                    Ok((operation, done)) => self.finish(operation, done),
+                    Err(error) if error.is_cancelled() => {}
+                    Err(error) => {
+                        // A panic in one operation must not leave the pod stuck behind it.
+                        tracing::error!(pod = pod::full_name(&self.pod), %error, "operation failed");
+                        self.busy.retain(|operation| self.aborts.get(operation).is_some_and(|abort| !abort.is_finished()));
+                    }
+                },
+                () = self.objects_changed.notified() => self.objects_have_changed(),
+                () = sleep_until(wake) => {}
+            }
+        }
+        let sandboxes = self.runtime.sandboxes.iter().map(|sandbox| sandbox.id.clone()).collect();
+        let containers = self.runtime.instances.iter().map(|instance| instance.id.clone()).collect();
+        self.job().erase(sandboxes, containers).await;
+    }
+
+    fn handle(&mut self, message: Message) {
+        match message {
+            Message::Pod(pod) => self.pod_changed(pod),
+            Message::Gone => {
+                self.gone = true;
+                self.terminate(pod::grace_seconds(&self.pod));
+            }
+            Message::Observed { sandbox, instances, deleted } => {
+                if let Some(sandbox) = sandbox {
+                    self.runtime.observe_sandbox(sandbox);
+                }
+                instances.into_iter().for_each(|instance| self.observe(instance));
+                if let Some(id) = deleted {
+                    self.runtime.forget(&id);
+                }
+            }
+            // What is being made right now may be missing from a listing.
+            Message::Listed(listing) if self.busy.is_empty() => self.runtime.replace(listing),
+            Message::Listed(listing) => {
+                listing.sandboxes.into_iter().for_each(|sandbox| self.runtime.observe_sandbox(sandbox));
+                listing.instances.into_iter().for_each(|instance| self.observe(instance));
+            }
+            Message::Probe { id, kind, healthy } => {
+                if self.runtime.by_id(&id).is_some_and(|instance| instance.state == RunState::Running) {
+                    self.probes.set(&id, kind, healthy);
+                }
+            }
+            Message::Mirror(uid) => self.writer.retarget(uid, &self.last),
+        }
+    }
+
+    fn pod_changed(&mut self, pod: Arc<Pod>) {
+        let spec_changed = self.pod.spec != pod.spec;
+        let meta_changed = self.pod.metadata.labels != pod.metadata.labels
+            || self.pod.metadata.annotations != pod.metadata.annotations;
+        self.pod = pod;
+        if spec_changed {
+            self.objects = self.shared.objects.of(&self.pod);
+            self._follower = follow(self.objects.clone(), self.objects_changed.clone());
+        }
+        self.volumes_stale |= meta_changed || spec_changed;
+        if self.pod.metadata.deletion_timestamp.is_some() {
+            self.terminate(pod::grace_seconds(&self.pod));
+        }
+    }
+
+    fn objects_have_changed(&mut self) {
+        self.volumes_stale = true;
+        self.retries.remove(&Operation::Volumes);
+        let tracks = &self.tracks;
+        self.retries.retain(|operation, _| match operation {
+            Operation::Start(name) => {
+                let waiting = tracks.get(name).and_then(|track| track.waiting.as_ref());
+                waiting.is_none_or(|(reason, _)| reason != "CreateContainerConfigError")
+            }
+            _ => true,
+        });
+    }
+
+    /// Begins to end the pod, or shortens the grace it was given.
+    fn terminate(&mut self, grace: i64) {
+        let deadline = Timestamp::now() + SignedDuration::from_secs(grace.clamp(0, 1 << 32));
+        match self.stage {
+            Stage::Running => self.stage = Stage::Terminating { deadline },
+            Stage::Terminating { deadline: earlier } if deadline + SignedDuration::from_secs(1) < earlier => {
+                self.stage = Stage::Terminating { deadline };
+                let kills: Vec<Operation> =
+                    self.busy.iter().filter(|operation| matches!(operation, Operation::Kill(_))).cloned().collect();
+                for kill in kills {
+                    self.busy.remove(&kill);
+                    self.aborts.remove(&kill).inspect(AbortHandle::abort);
+                }
+            }
+            _ => {}
+        }
+        self.stop.cancel();
+        self.probers.retain(|(_, kind), _| *kind == ProbeKind::Readiness);
+    }
+
+    fn observe(&mut self, mut instance: Instance) {
+        let read = self.runtime.by_id(&instance.id).is_some_and(|known| known.message_read);
+        if instance.state == RunState::Exited {
+            self.probes.forget(&instance.id);
+            if !read {
+                logs::read_termination_message(&mut instance);
+            }
+        }
+        self.runtime.observe(instance);
+    }
+
+    fn finish(&mut self, operation: Operation, done: Done) {
+        if self.aborts.remove(&operation).is_none() {
+            return;
+        }
+        self.busy.remove(&operation);
+        match done {
+            Done::Volumes(Ok(())) => {
+                self.volumes_ready = true;
+                self.succeeded(&operation);
+            }
+            Done::Volumes(Err(error)) => {
+                self.shared.event(&self.pod, Warning, "FailedMount", error);
+                self.failed(operation);
+            }
+            Done::Sandbox(Ok(sandbox)) => {
+                self.runtime.observe_sandbox(sandbox);
+                self.succeeded(&operation);
+            }
+            Done::Sandbox(Err(error)) => {
+                let text = format!("Failed to create pod sandbox: {error}");
+                self.shared.event(&self.pod, Warning, "FailedCreatePodSandBox", text);
+                self.failed(operation);
+            }
+            Done::Started(result) => self.started(operation, result),
+            Done::Killed(instance) => instance.into_iter().for_each(|instance| self.observe(instance)),
+            Done::SandboxStopped(Ok(())) => {
+                if let Operation::StopSandbox(id) = &operation {
+                    self.runtime.sandboxes.iter_mut().filter(|s| s.id == *id).for_each(|s| s.ready = false);
+                }
+                self.succeeded(&operation);
+            }
+            Done::SandboxStopped(Err(error)) => {
+                self.shared.event(&self.pod, Warning, "FailedKillPod", format!("error killing pod: {error}"));
+                self.failed(operation);
+            }
+            Done::TornDown(Ok(())) => self.stage = Stage::Finished,
+            Done::TornDown(Err(error)) => {
+                tracing::warn!(pod = pod::full_name(&self.pod), error, "cannot clean up");
+                self.failed(operation);
+            }
+        }
+    }
+
+    fn started(&mut self, operation: Operation, result: Result<Instance, StartError>) {
+        let Operation::Start(name) = &operation else { return };
+        self.hooked.remove(name);
+        let track = self.tracks.entry(name.clone()).or_default();
+        match result {
+            Ok(instance) => {
+                track.waiting = None;
+                self.retries.remove(&operation);
+                self.observe(instance);
+                self.collect_garbage();
+            }
+            Err(_) if self.stop.is_cancelled() => {}
+            Err(error) => {
+                let exited = error.instance.as_ref().is_some_and(|instance| instance.state == RunState::Exited);
+                track.waiting = Some((error.reason, error.message));
+                // An instance that was made and died is subject to the restart back-off instead.
+                if !exited {
+                    self.retries.insert(operation.clone(), error.retry_at);
+                }
+                error.instance.into_iter().for_each(|instance| self.observe(instance));
+            }
+        }
+    }
+
+    fn succeeded(&mut self, operation: &Operation) {
+        self.failures.remove(operation);
+        self.retries.remove(operation);
+    }
+
+    /// Retries after 0.5 s, doubling to two minutes.
+    fn failed(&mut self, operation: Operation) {
+        let failures = self.failures.entry(operation.clone()).or_default();
+        let delay = SignedDuration::from_millis(500 << (*failures).min(8)).min(SignedDuration::from_secs(120));
+        *failures += 1;
+        self.retries.insert(operation, Timestamp::now() + delay);
+    }
+
+    /// Keeps one dead instance per container beside the latest, for `logs --previous`.
+    fn collect_garbage(&mut self) {
+        for id in self.runtime.garbage(1) {
+            if let Some(instance) = self.runtime.by_id(&id) {
+                logs::remove(&instance.log_path);
+            }
+            self.runtime.forget(&id);
+            let shared = self.shared.clone();
+            tokio::spawn(async move {
+                let request = cri::v1::RemoveContainerRequest { container_id: id };
+                if let Err(error) = shared.cri.remove_container(request).await {
+                    tracing::debug!(%error, "dead container not removed");
+                }
+            });
+        }
+    }
+
+    /// Plans and acts until nothing is left to do now; returns when to look again.
+    fn step(&mut self) -> Option<Timestamp> {
+        let mut wake = self.check_deadline();
+        let view = View {
+            pod: &self.pod,
+            runtime: &self.runtime,
+            probes: &self.probes,
+            tracks: &self.tracks,
+            busy: &self.busy,
+            retries: &self.retries,
+            volumes_ready: self.volumes_ready,
+            stage: &self.stage,
+            now: Timestamp::now(),
+        };
+        let actions = plan::plan(&view);
+        for action in actions {
+            match action {
+                Action::WakeAt(at) => wake = earliest(wake, Some(at)),
+                // The next plan is for another stage.
+                Action::Complete => {
+                    self.terminate(pod::grace_seconds(&self.pod));
+                    return self.step();
+                }
+                action => self.act(action),
+            }
+        }
+        wake = earliest(wake, self.refresh_volumes());
+        self.adjust_probers();
+        self.report();
+        wake
+    }
+
+    fn check_deadline(&mut self) -> Option<Timestamp> {
+        if self.stage != Stage::Running {
+            return None;
+        }
+        let seconds = pod::spec(&self.pod).active_deadline_seconds?;
+        let start = self.last.start_time.as_ref().map_or_else(Timestamp::now, |start| start.0);
+        let deadline = start + SignedDuration::from_secs(seconds);
+        if Timestamp::now() < deadline {
+            return Some(deadline);
+        }
+        let message = "Pod was active on the node longer than the specified deadline";
+        self.shared.event(&self.pod, Normal, "DeadlineExceeded", message);
+        self.verdict = Some(("DeadlineExceeded".to_owned(), message.to_owned()));
+        self.terminate(pod::spec(&self.pod).termination_grace_period_seconds.unwrap_or(30));
+        None
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::MountVolumes => self.mount_volumes(),
+            Action::CreateSandbox { attempt } => {
+                if attempt > 0 {
+                    let text = "Pod sandbox changed, it will be killed and re-created.";
+                    self.shared.event(&self.pod, Normal, "SandboxChanged", text);
+                }
+                let job = self.job();
+                self.spawn(Operation::Sandbox, async move { Done::Sandbox(job.create_sandbox(attempt).await) });
+            }
+            Action::StopSandbox { id } => {
+                let (job, operation) = (self.job(), Operation::StopSandbox(id.clone()));
+                self.spawn(operation, async move {
+                    Done::SandboxStopped(job.stop_sandbox(id).await.map_err(|error| error.to_string()))
+                });
+            }
+            Action::Start { name, attempt } => self.start(name, attempt),
+            Action::BackOff { name, delay, .. } => self.back_off(name, delay),
+            Action::Kill { id, grace, reason, .. } => {
+                let Some(instance) = self.runtime.by_id(&id).cloned() else { return };
+                let job = self.job();
+                self.spawn(Operation::Kill(id), async move { Done::Killed(job.kill(instance, grace, reason).await) });
+            }
+            Action::TearDown => {
+                let job = self.job();
+                self.spawn(Operation::TearDown, async move { Done::TornDown(job.tear_down().await) });
+            }
+            Action::Complete | Action::WakeAt(_) => {}
+        }
+    }
+
+    fn spawn(&mut self, operation: Operation, work: impl Future<Output = Done> + Send + 'static) {
+        let key = operation.clone();
+        let abort = self.operations.spawn(async move { (key, work.await) });
+        self.busy.insert(operation.clone());
+        self.aborts.insert(operation, abort);
+    }
+
+    fn job(&self) -> Job {
+        Job {
+            shared: self.shared.clone(),
+            pod: self.pod.clone(),
+            objects: self.objects.clone(),
+            sandbox: self.runtime.sandbox().cloned(),
+            stop: self.stop.clone(),
+        }
+    }
+
+    fn mount_volumes(&mut self) {
+        self.volumes_stale = false;
+        let job = self.job();
+        self.spawn(Operation::Volumes, async move { Done::Volumes(job.mount_volumes().await) });
+    }
+
+    /// Brings live volumes up to date; returns when a token wants renewal.
+    fn refresh_volumes(&mut self) -> Option<Timestamp> {
+        if !self.volumes_ready || self.stage != Stage::Running || self.busy.contains(&Operation::Volumes) {
+            return None;
+        }
+        let now = Timestamp::now();
+        let retry = self.retries.get(&Operation::Volumes).copied();
+        let renew = self.shared.tokens.renew_at(pod::uid(&self.pod));
+        let due = self.volumes_stale || renew.is_some_and(|at| at <= now) || retry.is_some_and(|at| at <= now);
+        if due && volume::is_live(&self.pod) && retry.is_none_or(|at| at <= now) {
+            self.mount_volumes();
+        }
+        earliest(renew, retry).map(|at| at.max(now + SignedDuration::from_secs(1)))
+    }
+
+    fn start(&mut self, name: String, attempt: u32) {
+        let Some(member) = pod::member(&self.pod, &name) else { return };
+        if operations::has_post_start(&member) {
+            self.hooked.insert(name.clone());
+        }
+        let target = member.target.and_then(|target| self.runtime.latest(target)).map(|instance| instance.id.clone());
+        let track = self.tracks.entry(name.clone()).or_default();
+        if let Some(instance) = self.runtime.latest(&name).filter(|instance| instance.state == RunState::Exited) {
+            track.backoff.next(plan::finished(instance), Timestamp::now());
+        }
+        volume::clean_container(&self.shared.config, pod::uid(&self.pod), &name);
+        let job = self.job();
+        self.spawn(
+            Operation::Start(name.clone()),
+            async move { Done::Started(job.start(name, attempt, target).await) },
+        );
+    }
+
+    fn back_off(&mut self, name: String, delay: SignedDuration) {
+        let full = pod::full_name(&self.pod);
+        let delay = go_duration(delay);
+        let message = format!("back-off {delay} restarting failed container={name} pod={full}");
+        let track = self.tracks.entry(name.clone()).or_default();
+        let waiting = ("CrashLoopBackOff".to_owned(), message);
+        if track.waiting.as_ref() != Some(&waiting) {
+            track.waiting = Some(waiting);
+            if let Some(member) = pod::member(&self.pod, &name) {
+                let text = format!("Back-off restarting failed container {name} in pod {full}");
+                self.shared.container_event(&self.pod, &member, Warning, "BackOff", text);
+            }
+        }
+    }
+
+    /// Probes run for running containers: startup first, then the others.
+    fn adjust_probers(&mut self) {
+        let mut wanted = BTreeSet::new();
+        for member in pod::members(&self.pod) {
+            let Some(instance) = self.runtime.latest(member.name()) else { continue };
+            let probed = matches!(member.kind, Kind::App | Kind::Sidecar)
+                && instance.state == RunState::Running
+                && !self.hooked.contains(member.name());
+            if !probed {
+                continue;
+            }
+            let started = self.probes.started(&member.container, &instance.id);
+            let running = self.stage == Stage::Running;
+            for kind in ProbeKind::ALL {
+                let due = match kind {
+                    ProbeKind::Startup => !started && running,
+                    ProbeKind::Liveness => started && running,
+                    ProbeKind::Readiness => started && self.stage != Stage::Finished,
+                };
+                if due && kind.of(&member.container).is_some() {
+                    wanted.insert((instance.id.clone(), kind));
+                }
+            }
+        }
+        self.probers.retain(|key, _| wanted.contains(key));
+        for key in wanted {
+            if !self.probers.contains_key(&key) {
+                self.start_prober(key);
+            }
+        }
+    }
+
+    fn start_prober(&mut self, (id, kind): (String, ProbeKind)) {
+        let Some(instance) = self.runtime.by_id(&id) else { return };
+        let Some(member) = pod::member(&self.pod, &instance.name) else { return };
+        let Some(probe) = kind.of(&member.container).cloned() else { return };
+        let sandbox_ips = self.runtime.sandbox().map(|sandbox| sandbox.ips.clone()).unwrap_or_default();
+        let target = Target {
+            cri: self.shared.cri.clone(),
+            container_id: id.clone(),
+            container: Arc::new(member.container.clone().into_owned()),
+            pod_ip: self.shared.facts(&self.pod, &sandbox_ips).pod_ips.first().cloned().unwrap_or_default(),
+        };
+        let age = Timestamp::now().as_nanosecond() - i128::from(instance.started_at);
+        let age = Duration::from_nanos(u64::try_from(age.max(0)).unwrap_or(0));
+        let (sender, shared, pod) = (self.sender.clone(), self.shared.clone(), self.pod.clone());
+        let (name, own) = (instance.name.clone(), id.clone());
+        let report = move |report: Report| match report {
+            // A verdict that finds the inbox full is given again with the next check.
+            Report::Verdict(healthy) => drop(sender.try_send(Message::Probe { id: own.clone(), kind, healthy })),
+            Report::Unhealthy { warning, message } => {
+                if let Some(member) = pod::member(&pod, &name) {
+                    let reason = if warning { "ProbeWarning" } else { "Unhealthy" };
+                    shared.container_event(&pod, &member, Warning, reason, message);
+                }
+            }
+        };
+        let task = tokio::spawn(probe::run(target, probe, kind, age, report));
+        self.probers.insert((id, kind), AbortOnDropHandle::new(task));
+    }
+
+    /// Reports the status if it changed, and asks for the pod's deletion once nothing is left of it.
+    fn report(&mut self) {
+        let waiting = self.tracks.iter().filter_map(|(name, track)| Some((name.clone(), track.waiting.clone()?)));
+        let waiting: BTreeMap<String, (String, String)> = waiting.collect();
+        let finished = self.stage == Stage::Finished;
+        let status = status::build(&status::Input {
+            pod: &self.pod,
+            last: &self.last,
+            runtime: &self.runtime,
+            probes: &self.probes,
+            waiting: &waiting,
+            hooked: &self.hooked,
+            finished,
+            verdict: self.verdict.as_ref().filter(|_| finished || self.runtime.running().next().is_none()),
+            host_ips: &self.shared.config.host_ips(),
+            runtime_name: &self.shared.runtime_name,
+            now: Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_else(|_| Timestamp::now()),
+        });
+        let delete = finished && !self.gone && self.pod.metadata.deletion_timestamp.is_some();
+        if status != self.last || (delete && !self.deleting) {
+            self.deleting |= delete;
+            self.last = status.clone();
+            self.writer.write(status, self.deleting);
+        }
+        self.snapshot.send_replace(Snapshot {
+            pod: self.pod.clone(),
+            runtime: self.runtime.clone(),
+            status: self.last.clone(),
+            finished,
+        });
+    }
+}
+
+fn follow(objects: PodObjects, changed: Arc<Notify>) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(async move { objects.follow(|| changed.notify_one()).await }))
+}
+
+fn earliest(one: Option<Timestamp>, other: Option<Timestamp>) -> Option<Timestamp> {
+    one.into_iter().chain(other).min()
+}
+
+async fn sleep_until(at: Option<Timestamp>) {
+    match at {
+        Some(at) => {
+            let left = at.duration_since(Timestamp::now()).max(SignedDuration::ZERO);
+            tokio::time::sleep(left.unsigned_abs() + Duration::from_millis(1)).await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// `1m20s`, as Go writes whole seconds.
+fn go_duration(duration: SignedDuration) -> String {
+    match (duration.as_secs() / 60, duration.as_secs() % 60) {
+        (0, seconds) => format!("{seconds}s"),
+        (minutes, seconds) => format!("{minutes}m{seconds}s"),
+    }
+}
+
+const _: () = assert!(backoff::MAXIMUM.as_secs() < 3600, "go_duration shows no hours");
