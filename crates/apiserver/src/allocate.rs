@@ -222,14 +222,16 @@ impl Plan {
         };
         if !self.addresses.usable(address) && !self.old.contains(&format!("{ADDRESSES}{address}")) {
             let range = self.addresses;
-            let why = format!("the provided IP ({address}) is not in the valid range. The range of valid IPs is {range}");
+            let why =
+                format!("the provided IP ({address}) is not in the valid range. The range of valid IPs is {range}");
             return self.errors.push(invalid(why));
         }
         self.claim(format!("{ADDRESSES}{address}"), Some(invalid("provided IP is already allocated".into())));
     }
 
     fn families(&mut self, spec: &mut Value) {
-        let everywhere = text(spec, "clusterIP") == "None" && spec["selector"].as_object().is_none_or(|map| map.is_empty());
+        let everywhere =
+            text(spec, "clusterIP") == "None" && spec["selector"].as_object().is_none_or(|map| map.is_empty());
         if absent(spec, "ipFamilyPolicy") {
             spec["ipFamilyPolicy"] = if everywhere { "RequireDualStack" } else { "SingleStack" }.into();
         }

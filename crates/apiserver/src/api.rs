@@ -95,7 +95,8 @@ impl Api {
     pub async fn handle(self: Arc<Api>, request: Request<Body>) -> Answered {
         let query = Query::parse(request.uri().query().unwrap_or_default());
         let info = RequestInfo::parse(request.method(), request.uri().path(), &query);
-        let fallback = negotiate::answer(request.headers(), &query, info.resource_request).map_or(Answer::JSON, |answer| Answer { view: View::Object, ..answer });
+        let fallback = negotiate::answer(request.headers(), &query, info.resource_request)
+            .map_or(Answer::JSON, |answer| Answer { view: View::Object, ..answer });
         let started = std::time::Instant::now();
         let running = AssertUnwindSafe(self.clone().bounded(info.clone(), query, request)).catch_unwind();
         let response = match running.await {
@@ -120,7 +121,10 @@ impl Api {
         let permit = limit.try_acquire();
         let Ok(_permit) = permit else {
             tracing::warn!(verb, "too many requests at once; refusing one");
-            return Err(ApiError::too_many_requests("The server is currently unable to handle the request due to too many requests; please try again later.", 1));
+            return Err(ApiError::too_many_requests(
+                "The server is currently unable to handle the request due to too many requests; please try again later.",
+                1,
+            ));
         };
         let (group, resource, verb) = (info.group.clone(), info.resource.clone(), info.verb.clone());
         match tokio::time::timeout(REQUEST_TIMEOUT, self.clone().identified(info, query, request)).await {
@@ -129,7 +133,12 @@ impl Api {
         }
     }
 
-    async fn identified(self: Arc<Api>, mut info: RequestInfo, query: Query, request: Request<Body>) -> Result<Answered> {
+    async fn identified(
+        self: Arc<Api>,
+        mut info: RequestInfo,
+        query: Query,
+        request: Request<Body>,
+    ) -> Result<Answered> {
         let (parts, body) = request.into_parts();
         let peer = parts.extensions.get::<PeerCertificates>();
         let user = identify(&*self.authenticator, &*self.authorizer, &parts, peer).await?;

@@ -40,7 +40,8 @@ async fn all(writer: &Writer, user: &UserInfo, objects: Vec<Value>) -> Result<()
 pub async fn ensure(writer: &Writer, user: &UserInfo, object: Value) -> Result<()> {
     let gvk = GroupVersionKind::of(&object).map_err(ApiError::internal)?;
     let resource = registry().by_gvk(&gvk.group, &gvk.version, &gvk.kind);
-    let resource = resource.ok_or_else(|| ApiError::internal(format!("a bootstrap object has the unknown kind {}", gvk.kind)))?;
+    let resource =
+        resource.ok_or_else(|| ApiError::internal(format!("a bootstrap object has the unknown kind {}", gvk.kind)))?;
     let (namespace, name) = (meta::namespace(&object).to_owned(), meta::name(&object).to_owned());
     let warnings = Warnings::default();
     let write = |name| Write {

@@ -22,7 +22,13 @@ use crate::{
 };
 
 /// Decodes a body of `facts`' kind: syntax, kind, types, unknown and duplicate fields.
-pub fn decode(facts: &Facts, format: Format, body: &[u8], validation: FieldValidation, warnings: &Warnings) -> Result<Value> {
+pub fn decode(
+    facts: &Facts,
+    format: Format,
+    body: &[u8],
+    validation: FieldValidation,
+    warnings: &Warnings,
+) -> Result<Value> {
     let (mut object, duplicates) = parse(facts, format, body)?;
     check_kind(facts, &mut object)?;
     conform(facts, &mut object, duplicates, validation, warnings)?;
@@ -45,7 +51,13 @@ fn parse(facts: &Facts, format: Format, body: &[u8]) -> Result<(Value, Vec<Strin
 }
 
 /// Checks the types of an object and drops what its kind does not know, as `validation` says.
-pub fn conform(facts: &Facts, object: &mut Value, duplicates: Vec<String>, validation: FieldValidation, warnings: &Warnings) -> Result<()> {
+pub fn conform(
+    facts: &Facts,
+    object: &mut Value,
+    duplicates: Vec<String>,
+    validation: FieldValidation,
+    warnings: &Warnings,
+) -> Result<()> {
     let types = types();
     let Some(schema) = types.get(facts.schema) else { return Ok(()) };
     let found = decode::check_parsed(types, schema, object, duplicates, validation)?;
@@ -60,13 +72,17 @@ pub fn check_kind(facts: &Facts, object: &mut Value) -> Result<()> {
     if !api_version.is_empty() {
         let found = GroupVersion::parse(&api_version).map_err(ApiError::bad_request)?;
         if found.group != facts.group || found.version != facts.version {
-            let message = format!("the API version in the data ({api_version}) does not match the expected API version ({wanted})");
+            let message = format!(
+                "the API version in the data ({api_version}) does not match the expected API version ({wanted})"
+            );
             return Err(ApiError::bad_request(message));
         }
     }
     if !kind.is_empty() && kind != facts.kind {
         let (version, expected) = (facts.version, facts.kind);
-        let message = format!("{kind} in version {version:?} cannot be handled as a {expected}: no kind {kind:?} is expected here");
+        let message = format!(
+            "{kind} in version {version:?} cannot be handled as a {expected}: no kind {kind:?} is expected here"
+        );
         return Err(ApiError::bad_request(message));
     }
     object["kind"] = facts.kind.into();
@@ -138,9 +154,15 @@ pub fn protobuf(json: &[u8]) -> Bytes {
     match message(&object) {
         Some(raw) => envelope(text("apiVersion"), text("kind"), &raw).into(),
         // The envelope may carry JSON.
-        None => Envelope { api_version: text("apiVersion"), kind: text("kind"), raw: json, content_type: JSON, ..Envelope::default() }
-            .to_bytes()
-            .into(),
+        None => Envelope {
+            api_version: text("apiVersion"),
+            kind: text("kind"),
+            raw: json,
+            content_type: JSON,
+            ..Envelope::default()
+        }
+        .to_bytes()
+        .into(),
     }
 }
 

@@ -114,13 +114,13 @@ impl Group {
         let (version, facts) = self.versions.iter().find(|(name, _)| *name == version)?;
         let group_version = machinery::gvk::api_version(self.name, version);
         let resources: Vec<_> = facts.iter().flat_map(|facts| api_resources(facts)).collect();
-        Some(json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": resources}))
+        Some(
+            json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": resources}),
+        )
     }
 
     fn aggregated(&self) -> Value {
-        let version = |(version, facts): &(&str, Vec<&'static Facts>)| {
-            json!({"version": version, "freshness": "Current", "resources": facts.iter().map(|facts| aggregated(facts)).collect::<Vec<_>>()})
-        };
+        let version = |(version, facts): &(&str, Vec<&'static Facts>)| json!({"version": version, "freshness": "Current", "resources": facts.iter().map(|facts| aggregated(facts)).collect::<Vec<_>>()});
         json!({
             "metadata": {"name": self.name, "creationTimestamp": null},
             "versions": self.versions.iter().map(version).collect::<Vec<_>>(),
@@ -131,7 +131,13 @@ impl Group {
 /// Stable before beta before alpha, then by number.
 fn priority(version: &str) -> (u8, u32, u32) {
     let numbers: Vec<u32> = version.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok()).collect();
-    let stability = if version.contains("alpha") { 0 } else if version.contains("beta") { 1 } else { 2 };
+    let stability = if version.contains("alpha") {
+        0
+    } else if version.contains("beta") {
+        1
+    } else {
+        2
+    };
     (stability, numbers.first().copied().unwrap_or(0), numbers.get(1).copied().unwrap_or(0))
 }
 
@@ -190,9 +196,7 @@ fn aggregated(facts: &'static Facts) -> Value {
         names(value, facts);
     }
     if !facts.subresources.is_empty() {
-        let subresource = |sub: &Subresource| {
-            json!({"subresource": sub.name, "responseKind": kind(sub.group, sub.version, sub.kind), "verbs": verbs(sub.verbs)})
-        };
+        let subresource = |sub: &Subresource| json!({"subresource": sub.name, "responseKind": kind(sub.group, sub.version, sub.kind), "verbs": verbs(sub.verbs)});
         value["subresources"] = facts.subresources.iter().map(subresource).collect();
     }
     value
@@ -203,10 +207,12 @@ pub fn wants_aggregated(headers: &HeaderMap) -> Option<&'static str> {
     let accept = headers.get(header::ACCEPT)?.to_str().ok()?;
     let clause = accept.split(',').map(str::trim).find(|clause| {
         let plain = !clause.contains("as=") && !clause.contains("protobuf");
-        clause.contains("as=APIGroupDiscoveryList") || (plain && (clause.starts_with("application/json") || *clause == "*/*"))
+        clause.contains("as=APIGroupDiscoveryList")
+            || (plain && (clause.starts_with("application/json") || *clause == "*/*"))
     })?;
     ["v2", "v2beta1"].into_iter().find(|version| {
-        clause.contains("as=APIGroupDiscoveryList") && clause.split(';').any(|part| part.strip_prefix("v=") == Some(version))
+        clause.contains("as=APIGroupDiscoveryList")
+            && clause.split(';').any(|part| part.strip_prefix("v=") == Some(version))
     })
 }
 
@@ -219,7 +225,12 @@ pub fn cacheable(headers: &HeaderMap, content_type: String, json: bytes::Bytes) 
         true => *response.status_mut() = StatusCode::NOT_MODIFIED,
         false => *response.body_mut() = json.into(),
     }
-    let values = [(header::ETAG, etag), (header::CONTENT_TYPE, content_type), (header::VARY, "Accept".into()), (header::CACHE_CONTROL, "public".into())];
+    let values = [
+        (header::ETAG, etag),
+        (header::CONTENT_TYPE, content_type),
+        (header::VARY, "Accept".into()),
+        (header::CACHE_CONTROL, "public".into()),
+    ];
     for (name, value) in values {
         if let Ok(value) = HeaderValue::from_str(&value) {
             response.headers_mut().insert(name, value);

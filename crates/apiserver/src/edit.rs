@@ -28,8 +28,15 @@ impl Context {
         let mut errors = Vec::new();
         check_dry_run(self.query.all("dryRun"), &mut errors);
         if let Err(why) = FieldValidation::parse(self.query.get("fieldValidation")) {
-            let why = why.split_once(": supported values: ").map_or(String::new(), |(_, values)| format!("supported values: {values}"));
-            errors.push(FieldError::new(ErrorKind::NotSupported, "fieldValidation", self.query.get("fieldValidation"), why));
+            let why = why
+                .split_once(": supported values: ")
+                .map_or(String::new(), |(_, values)| format!("supported values: {values}"));
+            errors.push(FieldError::new(
+                ErrorKind::NotSupported,
+                "fieldValidation",
+                self.query.get("fieldValidation"),
+                why,
+            ));
         }
         if !errors.is_empty() {
             return Err(ApiError::invalid("meta.k8s.io", kind, "", errors));
@@ -80,14 +87,24 @@ pub async fn create(context: &Context, resource: &'static dyn Resource, body: By
 }
 
 /// PUT of the object or of a subresource that is the object.
-pub async fn update(context: &Context, resource: &'static dyn Resource, subresource: &str, body: Bytes) -> Result<Answered> {
+pub async fn update(
+    context: &Context,
+    resource: &'static dyn Resource,
+    subresource: &str,
+    body: Bytes,
+) -> Result<Answered> {
     let write = context.write(resource, subresource, "UpdateOptions")?;
     let object = context.decode(resource, &body)?;
     let written = context.api.writer.update(&write, &|_| Ok(object.clone())).await?;
     context.written(resource, &written)
 }
 
-pub async fn patch(context: &Context, resource: &'static dyn Resource, subresource: &str, body: Bytes) -> Result<Answered> {
+pub async fn patch(
+    context: &Context,
+    resource: &'static dyn Resource,
+    subresource: &str,
+    body: Bytes,
+) -> Result<Answered> {
     let patch = Patch::parse(context, &body)?;
     let write = context.write(resource, subresource, "PatchOptions")?;
     let facts = resource.facts();
@@ -119,12 +136,15 @@ impl Patch {
         let (value, duplicates) = machinery::schema::decode::json(body)
             .map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))?;
         if let Some(operations) = value.as_array().filter(|operations| operations.len() > MAX_OPERATIONS) {
-            let message = format!("The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}", operations.len());
+            let message =
+                format!("The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}", operations.len());
             return Err(ApiError::new(413, "RequestEntityTooLarge", message));
         }
         if value.is_array() != (kind == PatchType::Json) {
             let found = if value.is_array() { "array" } else { "object" };
-            return Err(ApiError::bad_request(format!("error decoding patch: json: cannot unmarshal {found} into a patch of this type")));
+            return Err(ApiError::bad_request(format!(
+                "error decoding patch: json: cannot unmarshal {found} into a patch of this type"
+            )));
         }
         Ok(Patch { kind, value, duplicates })
     }

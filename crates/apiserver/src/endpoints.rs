@@ -56,7 +56,8 @@ async fn announce(store: &dyn Store, address: SocketAddr, lease: Option<LeaseId>
         return Ok(lease);
     }
     let lease = store.grant_lease(TTL).await.map_err(storage_error)?;
-    let put = StoreWrite::Put { key: format!("{SERVERS}{}", address.ip()).into(), value: address.to_string().into(), lease };
+    let put =
+        StoreWrite::Put { key: format!("{SERVERS}{}", address.ip()).into(), value: address.to_string().into(), lease };
     store.txn(Txn { compares: Vec::new(), writes: vec![put] }).await.map_err(storage_error)?;
     Ok(lease)
 }
@@ -64,8 +65,11 @@ async fn announce(store: &dyn Store, address: SocketAddr, lease: Option<LeaseId>
 async fn reconcile(api: &Api, store: &dyn Store, port: u16) -> Result<()> {
     let range = Range { range: KeyRange::prefix(SERVERS), revision: None, limit: 0, count_only: false };
     let listed = store.range(range).await.map_err(storage_error)?;
-    let addresses: Vec<String> =
-        listed.kvs.iter().filter_map(|kv| Some(std::str::from_utf8(&kv.key).ok()?.strip_prefix(SERVERS)?.to_owned())).collect();
+    let addresses: Vec<String> = listed
+        .kvs
+        .iter()
+        .filter_map(|kv| Some(std::str::from_utf8(&kv.key).ok()?.strip_prefix(SERVERS)?.to_owned()))
+        .collect();
     let (a, b) = join(put(api, endpoints(&addresses, port)), put(api, slice(&addresses, port))).await;
     a.and(b)
 }
@@ -77,14 +81,16 @@ fn endpoints(addresses: &[String], port: u16) -> Value {
     });
     if !addresses.is_empty() {
         let addresses: Vec<_> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
-        object["subsets"] = json!([{"addresses": addresses, "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}]);
+        object["subsets"] =
+            json!([{"addresses": addresses, "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}]);
     }
     object
 }
 
 fn slice(addresses: &[String], port: u16) -> Value {
     let kind = if addresses.first().is_some_and(|address| address.contains(':')) { "IPv6" } else { "IPv4" };
-    let endpoints: Vec<_> = addresses.iter().map(|ip| json!({"addresses": [ip], "conditions": {"ready": true}})).collect();
+    let endpoints: Vec<_> =
+        addresses.iter().map(|ip| json!({"addresses": [ip], "conditions": {"ready": true}})).collect();
     json!({
         "kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1", "addressType": kind,
         "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": "kubernetes"}},
@@ -96,7 +102,8 @@ fn slice(addresses: &[String], port: u16) -> Value {
 async fn put(api: &Api, wanted: Value) -> Result<()> {
     let group = if wanted["kind"] == "Endpoints" { "" } else { "discovery.k8s.io" };
     let kind = wanted["kind"].as_str().unwrap_or_default();
-    let resource = registry().by_gvk(group, "v1", kind).ok_or_else(|| ApiError::internal(format!("{kind} is not served")))?;
+    let resource =
+        registry().by_gvk(group, "v1", kind).ok_or_else(|| ApiError::internal(format!("{kind} is not served")))?;
     let (user, warnings) = (UserInfo::master("system:apiserver"), Warnings::default());
     let (namespace, name) = (meta::namespace(&wanted).to_owned(), meta::name(&wanted).to_owned());
     let write = |name| Write {

@@ -59,7 +59,9 @@ impl Api {
         }
         match failed {
             true => respond::text(StatusCode::INTERNAL_SERVER_ERROR, format!("{lines}{endpoint} check failed\n")),
-            false if query.find("verbose").is_some() => respond::text(StatusCode::OK, format!("{lines}{endpoint} check passed\n")),
+            false if query.find("verbose").is_some() => {
+                respond::text(StatusCode::OK, format!("{lines}{endpoint} check passed\n"))
+            }
             false => respond::text(StatusCode::OK, "ok"),
         }
     }

@@ -23,9 +23,14 @@ pub enum At {
     NotOlder(i64),
     Exact(i64),
     /// A later page of a list of this revision, from `start` on.
-    Page { revision: i64, start: String },
+    Page {
+        revision: i64,
+        start: String,
+    },
     /// A later page of a list whose revision is lost: from `start` on, as of now.
-    Rest { start: String },
+    Rest {
+        start: String,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,7 +106,10 @@ fn validate_list(query: &Query) -> ErrorList {
     let (wanted, version) = (query.get(MATCH), query.get("resourceVersion"));
     if !wanted.is_empty() {
         if version.is_empty() {
-            errors.push(FieldError::forbidden(MATCH, "resourceVersionMatch is forbidden unless resourceVersion is provided"));
+            errors.push(FieldError::forbidden(
+                MATCH,
+                "resourceVersionMatch is forbidden unless resourceVersion is provided",
+            ));
         }
         if !query.get("continue").is_empty() {
             errors.push(FieldError::forbidden(MATCH, "resourceVersionMatch is forbidden when continue is provided"));
@@ -110,7 +118,10 @@ fn validate_list(query: &Query) -> ErrorList {
             errors.push(FieldError::not_supported(MATCH, wanted, &["Exact", "NotOlderThan", ""]));
         }
         if wanted == "Exact" && version == "0" {
-            errors.push(FieldError::forbidden(MATCH, "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\""));
+            errors.push(FieldError::forbidden(
+                MATCH,
+                "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"",
+            ));
         }
     }
     if query.find("sendInitialEvents").is_some() {
@@ -123,11 +134,17 @@ fn validate_watch(query: &Query) -> ErrorList {
     let mut errors = ErrorList::new();
     let (wanted, send) = (query.get(MATCH), query.find("sendInitialEvents").is_some());
     if send && wanted != "NotOlderThan" {
-        errors.push(FieldError::forbidden(MATCH, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"));
+        errors.push(FieldError::forbidden(
+            MATCH,
+            "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+        ));
     }
     if !wanted.is_empty() {
         if !send {
-            errors.push(FieldError::forbidden(MATCH, "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"));
+            errors.push(FieldError::forbidden(
+                MATCH,
+                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+            ));
         }
         if wanted != "NotOlderThan" {
             errors.push(FieldError::not_supported(MATCH, wanted, &["NotOlderThan"]));
@@ -162,7 +179,8 @@ fn page(token: &str) -> Result<At> {
     let bytes = URL_SAFE_NO_PAD.decode(token.trim_end_matches('=')).map_err(|error| invalid(&error.to_string()))?;
     let token: Token = serde_json::from_slice(&bytes).map_err(|error| invalid(&error.to_string()))?;
     if token.v != TOKEN_VERSION {
-        let message = format!("continue key is not valid: server does not recognize this encoded version {:?}", token.v);
+        let message =
+            format!("continue key is not valid: server does not recognize this encoded version {:?}", token.v);
         return Err(ApiError::bad_request(message));
     }
     if token.start.is_empty() || token.start.starts_with('/') || token.start.split('/').any(|part| part == "..") {
@@ -217,13 +235,21 @@ mod tests {
 
     #[test]
     fn watches_say_where_they_begin() {
-        let request = |initial, initial_end, revision, bookmarks| Some(WatchRequest { initial, initial_end, revision, bookmarks });
+        let request = |initial, initial_end, revision, bookmarks| {
+            Some(WatchRequest { initial, initial_end, revision, bookmarks })
+        };
         let cases = [
             ("", request(true, false, None, false)),
             ("resourceVersion=0", request(true, false, Some(0), false)),
             ("resourceVersion=5&allowWatchBookmarks=1", request(false, false, Some(5), true)),
-            ("sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true", request(true, true, None, true)),
-            ("sendInitialEvents=true&resourceVersionMatch=NotOlderThan&resourceVersion=5", request(true, false, Some(5), false)),
+            (
+                "sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true",
+                request(true, true, None, true),
+            ),
+            (
+                "sendInitialEvents=true&resourceVersionMatch=NotOlderThan&resourceVersion=5",
+                request(true, false, Some(5), false),
+            ),
             ("sendInitialEvents=false&resourceVersionMatch=NotOlderThan", request(false, false, None, false)),
             ("sendInitialEvents=true", None),
             ("resourceVersionMatch=NotOlderThan&resourceVersion=5", None),

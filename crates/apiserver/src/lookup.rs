@@ -64,7 +64,8 @@ impl Lookup for CacheLookup {
         }
         new["status"] = object["status"].clone();
         let key = key(meta::namespace(&object), name);
-        let commit = Commit { resource, key: &key, expected: current.revision, object: Some(&new), claims: Claims::default() };
+        let commit =
+            Commit { resource, key: &key, expected: current.revision, object: Some(&new), claims: Claims::default() };
         match self.0.commit(commit).await? {
             Committed::Done(_) => Ok(()),
             _ => Err(modified()),

@@ -44,7 +44,8 @@ struct Count {
     buckets: [u64; BUCKETS.len()],
 }
 
-const VERBS: [&str; 10] = ["create", "delete", "deletecollection", "get", "list", "patch", "post", "put", "update", "watch"];
+const VERBS: [&str; 10] =
+    ["create", "delete", "deletecollection", "get", "list", "patch", "post", "put", "update", "watch"];
 
 impl Metrics {
     pub fn request(&self, info: &RequestInfo, code: u16, took: Duration) {
@@ -81,7 +82,12 @@ impl Metrics {
         self.render_requests(&mut out);
         head(&mut out, "apiserver_longrunning_requests", "gauge");
         for (resource, open) in self.watches.lock().iter() {
-            line(&mut out, "apiserver_longrunning_requests", &format!("verb=\"WATCH\",resource=\"{resource}\""), open.load(Ordering::Relaxed));
+            line(
+                &mut out,
+                "apiserver_longrunning_requests",
+                &format!("verb=\"WATCH\",resource=\"{resource}\""),
+                open.load(Ordering::Relaxed),
+            );
         }
         head(&mut out, "apiserver_storage_objects", "gauge");
         for (prefix, objects, _) in hub.statistics() {
@@ -125,7 +131,9 @@ impl Labels {
     fn render(&self) -> String {
         let Labels { verb, group, version, resource, subresource, .. } = self;
         let verb = verb.to_uppercase();
-        format!(r#"verb="{verb}",group="{group}",version="{version}",resource="{resource}",subresource="{subresource}""#)
+        format!(
+            r#"verb="{verb}",group="{group}",version="{version}",resource="{resource}",subresource="{subresource}""#
+        )
     }
 }
 

@@ -63,10 +63,9 @@ pub fn answer(headers: &HeaderMap, query: &Query, views: bool) -> Result<Answer>
     clauses.sort_by(|a, b| b.quality.total_cmp(&a.quality));
     let (format, view) = match clauses.is_empty() {
         true => (Format::Json, View::Object),
-        false => clauses
-            .iter()
-            .find_map(|clause| clause.meets(views))
-            .ok_or_else(|| ApiError::not_acceptable(&ACCEPTED))?,
+        false => {
+            clauses.iter().find_map(|clause| clause.meets(views)).ok_or_else(|| ApiError::not_acceptable(&ACCEPTED))?
+        }
     };
     Ok(Answer { format, view, pretty: pretty(headers, query), gzip: accepts_gzip(headers) })
 }
@@ -168,7 +167,11 @@ mod tests {
             (table, true, Some((Format::Json, View::Table))),
             (table, false, Some((Format::Json, View::Object))),
             ("application/json;as=Table;v=v9;g=meta.k8s.io", true, None),
-            ("application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io", true, Some((Format::Json, View::Partial))),
+            (
+                "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io",
+                true,
+                Some((Format::Json, View::Partial)),
+            ),
             ("application/yaml", true, Some((Format::Yaml, View::Object))),
             ("text/html;q=0.9,application/yaml;q=0.5,application/json;q=0.6", true, Some((Format::Json, View::Object))),
             ("application/vnd.kubernetes.protobuf,application/json", true, Some((Format::Protobuf, View::Object))),

@@ -75,7 +75,18 @@ fn root(documents: &Documents) -> Value {
         "" => format!("/api/{version}"),
         group => format!("/apis/{group}/{version}"),
     });
-    let fixed = ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version"];
+    let fixed = [
+        "/api",
+        "/apis",
+        "/healthz",
+        "/livez",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/openid/v1/jwks",
+        "/readyz",
+        "/version",
+    ];
     let mut paths: Vec<String> = fixed.into_iter().map(str::to_owned).chain(groups).collect();
     paths.sort();
     json!({"paths": paths})

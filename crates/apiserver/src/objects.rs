@@ -74,14 +74,24 @@ impl Objects {
     }
 
     /// The object as of now: every write acknowledged before the call is seen.
-    pub async fn get(&self, resource: &'static dyn Resource, namespace: &str, name: &str) -> Result<Option<Arc<Entry>>> {
+    pub async fn get(
+        &self,
+        resource: &'static dyn Resource,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<Entry>>> {
         let cache = self.cache(resource).await?;
         self.hub.consistent().await?;
         Ok(cache.get(&key(namespace, name)))
     }
 
     /// The object as some recent moment knew it, or as of now when that knew none.
-    pub async fn recent(&self, resource: &'static dyn Resource, namespace: &str, name: &str) -> Result<Option<Arc<Entry>>> {
+    pub async fn recent(
+        &self,
+        resource: &'static dyn Resource,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<Entry>>> {
         let cache = self.cache(resource).await?;
         match cache.get(&key(namespace, name)) {
             Some(entry) => Ok(Some(entry)),
@@ -188,7 +198,8 @@ pub fn stored_form(resource: &dyn Resource, object: &Value) -> Bytes {
 
 fn served(resource: &dyn Resource, object: &Value, stored: &[u8], revision: i64) -> Result<Bytes> {
     if resource.conversion().is_none() {
-        return entry::splice(stored, revision).ok_or_else(|| ApiError::internal("an object was encoded without metadata"));
+        return entry::splice(stored, revision)
+            .ok_or_else(|| ApiError::internal("an object was encoded without metadata"));
     }
     let mut object = object.clone();
     meta::set_resource_version(&mut object, &revision.to_string());
@@ -203,5 +214,7 @@ pub fn range<'a>(
 ) -> impl Iterator<Item = (&'a Arc<str>, &'a Arc<Entry>)> {
     let prefix = if namespace.is_empty() { String::new() } else { format!("{namespace}/") };
     let start = if start > prefix.as_str() { start.to_owned() } else { prefix.clone() };
-    objects.range::<_, str>((std::ops::Bound::Included(start.as_str()), std::ops::Bound::Unbounded)).take_while(move |(key, _)| key.starts_with(&prefix))
+    objects
+        .range::<_, str>((std::ops::Bound::Included(start.as_str()), std::ops::Bound::Unbounded))
+        .take_while(move |(key, _)| key.starts_with(&prefix))
 }

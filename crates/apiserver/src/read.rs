@@ -1,10 +1,6 @@
 //! Get, list and watch: from cache to client without parsing.
 
-use std::{
-    collections::VecDeque,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -21,11 +17,9 @@ use tokio::time::Instant;
 
 use crate::{
     api::Context,
-    cache::{
-        Cache, CacheRef, Change, Entry, EventType, Filter, Snapshot, Watcher, change::bookmark,
-    },
-    negotiate::{self, Format},
+    cache::{Cache, CacheRef, Change, Entry, EventType, Filter, Snapshot, Watcher, change::bookmark},
     list::{At, ListRequest, PAGE_EXPIRED, WatchRequest, token},
+    negotiate::{self, Format},
     objects::{bytes, range},
     request::key,
     respond::{self, Answered, Renderer},
@@ -49,9 +43,8 @@ pub async fn get(context: &Context, resource: &'static dyn Resource) -> Result<A
 
 /// The selectors of a request, checked against what the resource can be selected by.
 pub fn filter(context: &Context, resource: &'static dyn Resource) -> Result<Filter> {
-    let labels = Selector::parse(context.query.get("labelSelector")).map_err(|error| {
-        ApiError::bad_request(format!("unable to parse requirement: {error}"))
-    })?;
+    let labels = Selector::parse(context.query.get("labelSelector"))
+        .map_err(|error| ApiError::bad_request(format!("unable to parse requirement: {error}")))?;
     let fields = FieldSelector::parse(context.query.get("fieldSelector")).map_err(ApiError::bad_request)?;
     let storage = registry().storage_of(resource);
     let facts = resource.facts();
@@ -76,7 +69,9 @@ pub async fn list(context: &Context, resource: &'static dyn Resource) -> Result<
     let Some((snapshot, start)) = snapshot(context, &cache, &request.at).await? else {
         return expired(context, &request.at);
     };
-    let mut matching = range(&snapshot.objects, &filter.namespace, &start).map(|(_, entry)| entry).filter(|entry| filter.matches(entry));
+    let mut matching = range(&snapshot.objects, &filter.namespace, &start)
+        .map(|(_, entry)| entry)
+        .filter(|entry| filter.matches(entry));
     let limit = if request.limit == 0 { usize::MAX } else { request.limit };
     let entries: Vec<Arc<Entry>> = matching.by_ref().take(limit).cloned().collect();
     let mut metadata = json!({"resourceVersion": snapshot.revision.to_string()});
@@ -151,7 +146,10 @@ pub async fn watch(context: &Context, resource: &'static dyn Resource) -> Result
         Err(error) => return Err(error),
     };
     let initial: VecDeque<_> = match from {
-        None => range(&snapshot.objects, &watcher.filter.namespace, "").map(|(_, entry)| entry.clone()).filter(|entry| watcher.filter.matches(entry)).collect(),
+        None => range(&snapshot.objects, &watcher.filter.namespace, "")
+            .map(|(_, entry)| entry.clone())
+            .filter(|entry| watcher.filter.matches(entry))
+            .collect(),
         Some(_) => VecDeque::new(),
     };
     let timeout = match context.query.int("timeoutSeconds")?.filter(|seconds| *seconds > 0) {

@@ -156,7 +156,9 @@ impl Query {
     pub fn revision(&self, key: &str) -> Result<Option<i64>> {
         let parse = |value: &str| {
             value.parse::<i64>().ok().filter(|revision| *revision >= 0).ok_or_else(|| {
-                ApiError::bad_request(format!("invalid resource version {value:?}: strconv.ParseUint: parsing {value:?}: invalid syntax"))
+                ApiError::bad_request(format!(
+                    "invalid resource version {value:?}: strconv.ParseUint: parsing {value:?}: invalid syntax"
+                ))
             })
         };
         self.find(key).filter(|value| !value.is_empty()).map(parse).transpose()
@@ -205,7 +207,14 @@ mod tests {
             let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
             let info = RequestInfo::parse(&method.parse().unwrap(), path, &Query::parse(query));
             let got = [
-                info.verb, info.group, info.version, info.namespace, info.resource, info.name, info.subresource, info.rest,
+                info.verb,
+                info.group,
+                info.version,
+                info.namespace,
+                info.resource,
+                info.name,
+                info.subresource,
+                info.rest,
             ];
             assert_eq!(got.join("/"), want, "{method} {uri}");
         }

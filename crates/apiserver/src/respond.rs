@@ -20,11 +20,7 @@ use resources::Resource;
 use serde_json::{Value, json};
 
 use crate::{
-    cache::{
-        Entry, EventType,
-        change::frame,
-        entry,
-    },
+    cache::{Entry, EventType, change::frame, entry},
     codec,
     negotiate::{Answer, Format, View},
     objects,
@@ -105,7 +101,8 @@ impl Renderer {
             }
             View::Table => {
                 let version = parse_metadata(json);
-                let mut out = format!(r#"{{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":{version},"#).into_bytes();
+                let mut out =
+                    format!(r#"{{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":{version},"#).into_bytes();
                 out.extend_from_slice(self.table_head(columns).as_bytes());
                 self.item(&mut out, json);
                 out.extend_from_slice(b"]}");
@@ -122,7 +119,9 @@ impl Renderer {
                 format!(r#"{{"kind":"{kind}List","apiVersion":"{version}","metadata":{metadata},"items":["#)
             }
             View::Partial => {
-                format!(r#"{{"kind":"PartialObjectMetadataList","apiVersion":"meta.k8s.io/v1","metadata":{metadata},"items":["#)
+                format!(
+                    r#"{{"kind":"PartialObjectMetadataList","apiVersion":"meta.k8s.io/v1","metadata":{metadata},"items":["#
+                )
             }
             View::Table => {
                 let head = self.table_head(true);

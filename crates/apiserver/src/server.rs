@@ -32,9 +32,10 @@ use crate::{
     api::{Api, Components},
     authn::{Authentication, ClientTrust, Lookup},
     authz::Union,
-    bootstrap, endpoints,
+    bootstrap,
     cache::Hub,
     discovery::Groups,
+    endpoints,
     lookup::CacheLookup,
     nonresource::Documents,
     objects::Objects,
@@ -72,13 +73,16 @@ pub struct Server {
     trust: Arc<ClientTrust>,
     connections: Arc<Semaphore>,
     background: TaskTracker,
+    /// Ends the caches' feed, after everything that reads them.
+    feed: CancellationToken,
 }
 
 impl Server {
     /// Builds the server and creates what every cluster has; when this returns, it is ready.
     pub async fn new(config: Config) -> anyhow::Result<Server> {
         let shutdown = CancellationToken::new();
-        let hub = Hub::start(config.store.clone(), shutdown.clone()).await.context("follow the store")?;
+        let feed = CancellationToken::new();
+        let hub = Hub::start(config.store.clone(), feed.clone()).await.context("follow the store")?;
         let objects = Arc::new(Objects::new(config.store.clone(), hub));
         let lookup: Arc<dyn Lookup> = Arc::new(CacheLookup(objects.clone()));
         let tokens = Arc::new(config.pki.tokens()?);
@@ -107,9 +111,12 @@ impl Server {
             trust,
             connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
             background: TaskTracker::new(),
+            feed,
         };
         let writer = &server.api.writer;
-        bootstrap::run(writer, config.service_cidr, config.advertise.port()).await.context("create the bootstrap objects")?;
+        bootstrap::run(writer, config.service_cidr, config.advertise.port())
+            .await
+            .context("create the bootstrap objects")?;
         authorizer.synced().await;
         server.api.health.bootstrapped.store(true, Ordering::Release);
         server.follow_up(config.store, config.advertise);
@@ -140,6 +147,7 @@ impl Server {
         self.api.shutdown.cancel();
         self.background.close();
         let _ = tokio::time::timeout(DRAIN, self.background.wait()).await;
+        self.feed.cancel();
     }
 
     /// Serves HTTP/1.1 and HTTP/2 over TLS until either is shut down.

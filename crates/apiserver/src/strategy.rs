@@ -16,8 +16,7 @@ pub const FOREGROUND: &str = "foregroundDeletion";
 pub const ORPHAN: &str = "orphan";
 
 /// Metadata that an update cannot change.
-const OWNED: [&str; 5] =
-    ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"];
+const OWNED: [&str; 5] = ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"];
 /// Metadata that a status update may change.
 const STATUS_METADATA: [&str; 4] = ["labels", "annotations", "finalizers", "managedFields"];
 
@@ -179,7 +178,9 @@ impl DeleteOptions {
         }
         let version = meta::resource_version(object);
         if let Some(wanted) = wanted.resource_version.as_deref().filter(|wanted| *wanted != version) {
-            let why = format!("Precondition failed: ResourceVersion in precondition: {wanted}, ResourceVersion in object meta: {version}");
+            let why = format!(
+                "Precondition failed: ResourceVersion in precondition: {wanted}, ResourceVersion in object meta: {version}"
+            );
             return Err(ApiError::conflict(facts.group, facts.plural, name, why));
         }
         Ok(())
@@ -276,8 +277,11 @@ fn grace_period(object: &Value, options: &DeleteOptions) -> i64 {
 /// The Status that answers a finished delete.
 pub fn deleted_status(facts: &Facts, object: &Value) -> Value {
     let mut details = Map::new();
-    let pairs = [("name", meta::name(object)), ("group", facts.group), ("kind", facts.plural), ("uid", meta::uid(object))];
-    details.extend(pairs.into_iter().filter(|(_, value)| !value.is_empty()).map(|(key, value)| (key.into(), value.into())));
+    let pairs =
+        [("name", meta::name(object)), ("group", facts.group), ("kind", facts.plural), ("uid", meta::uid(object))];
+    details.extend(
+        pairs.into_iter().filter(|(_, value)| !value.is_empty()).map(|(key, value)| (key.into(), value.into())),
+    );
     serde_json::json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details})
 }
 
@@ -335,9 +339,19 @@ mod tests {
         let cases = [
             ("configmaps", plain(json!([])), json!({}), None),
             ("configmaps", plain(json!(["x/y"])), json!({}), Some(("2030-01-01T00:00:00Z", 0, vec!["x/y"]))),
-            ("configmaps", plain(json!([])), json!({"propagationPolicy": "Foreground"}), Some(("2030-01-01T00:00:00Z", 0, vec![FOREGROUND]))),
+            (
+                "configmaps",
+                plain(json!([])),
+                json!({"propagationPolicy": "Foreground"}),
+                Some(("2030-01-01T00:00:00Z", 0, vec![FOREGROUND])),
+            ),
             ("configmaps", plain(json!([ORPHAN])), json!({"propagationPolicy": "Background"}), None),
-            ("configmaps", plain(json!([])), json!({"orphanDependents": true}), Some(("2030-01-01T00:00:00Z", 0, vec![ORPHAN]))),
+            (
+                "configmaps",
+                plain(json!([])),
+                json!({"orphanDependents": true}),
+                Some(("2030-01-01T00:00:00Z", 0, vec![ORPHAN])),
+            ),
             ("pods", pod("n", "Running"), json!({}), Some((later, 30, vec![]))),
             ("pods", pod("", "Pending"), json!({}), None),
             ("pods", pod("n", "Succeeded"), json!({}), None),
@@ -365,7 +379,8 @@ mod tests {
     fn namespaces_terminate() {
         let facts = facts("", "namespaces");
         let object = json!({"metadata": {"name": "a"}, "spec": {"finalizers": ["kubernetes"]}});
-        let Deletion::Mark(mut new) = plan_delete(facts, &object, &DeleteOptions::default(), jiff::Timestamp::now()) else {
+        let Deletion::Mark(mut new) = plan_delete(facts, &object, &DeleteOptions::default(), jiff::Timestamp::now())
+        else {
             panic!("held by its spec")
         };
         assert_eq!(new["status"]["phase"], "Terminating");
@@ -380,7 +395,10 @@ mod tests {
         let old = json!({"metadata": {"name": "a", "labels": {"a": "b"}, "uid": "1"}, "spec": {"nodeName": "n"}, "status": {"phase": "Pending"}});
         let mut new = json!({"metadata": {"name": "a", "uid": "2"}, "spec": {}, "status": {"phase": "Running"}});
         prepare_update(pods, "status", &mut new, &old);
-        assert_eq!((&new["spec"], &new["status"]["phase"], &new["metadata"]["uid"]), (&old["spec"], &json!("Running"), &json!("1")));
+        assert_eq!(
+            (&new["spec"], &new["status"]["phase"], &new["metadata"]["uid"]),
+            (&old["spec"], &json!("Running"), &json!("1"))
+        );
         let mut new = json!({"metadata": {"name": "a"}, "spec": {"nodeName": "n"}, "status": {"phase": "Running"}});
         prepare_update(pods, "", &mut new, &old);
         assert_eq!((&new["status"], &new["metadata"]["uid"]), (&old["status"], &json!("1")));

@@ -63,7 +63,8 @@ impl Change {
 
     /// Bytes the event ring keeps alive for this change, roughly.
     pub fn cost(&self) -> usize {
-        64 + self.entry.as_ref().map_or(0, |entry| entry.cost()) + self.previous.as_ref().map_or(0, |entry| entry.cost())
+        64 + self.entry.as_ref().map_or(0, |entry| entry.cost())
+            + self.previous.as_ref().map_or(0, |entry| entry.cost())
     }
 }
 

@@ -250,7 +250,7 @@ impl Hub {
     /// `(storage prefix, objects, watchers)` of every cache in use.
     pub fn statistics(&self) -> Vec<(&'static str, usize, usize)> {
         let caches = self.caches.read();
-        caches.iter().map(|(prefix, slot)| (*prefix, slot.cache.len(), slot.cache.watchers())).collect()
+        caches.iter().map(|(prefix, slot)| (*prefix, slot.cache.size(), slot.cache.watchers())).collect()
     }
 }
 
@@ -272,7 +272,12 @@ impl Clone for CacheRef {
 }
 
 fn everything(prefix: &str) -> Range {
-    Range { range: KeyRange::prefix(Bytes::copy_from_slice(prefix.as_bytes())), revision: None, limit: 0, count_only: false }
+    Range {
+        range: KeyRange::prefix(Bytes::copy_from_slice(prefix.as_bytes())),
+        revision: None,
+        limit: 0,
+        count_only: false,
+    }
 }
 
 fn cost(event: &Event) -> usize {

@@ -174,12 +174,12 @@ impl Cache {
         self.inner.lock().objects.get(key).cloned()
     }
 
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.inner.lock().objects.len()
     }
 
     pub fn watchers(&self) -> usize {
-        self.inner.lock().watchers.len()
+        self.inner.lock().watchers.count()
     }
 
     /// The snapshot of an unfinished list, if it is still known.

@@ -106,7 +106,7 @@ impl Watchers {
         self.count = 0;
     }
 
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.count
     }
 }

@@ -68,11 +68,14 @@ impl OpenApi {
         if !json_too {
             return Err(ApiError::not_acceptable(&["application/json"]));
         }
-        let wanted: Vec<_> = groups.versions().filter(|(group, version, _)| match path {
-            ["v2"] => true,
-            ["v3", rest @ ..] => rest.join("/") == place(group, version),
-            _ => false,
-        }).collect();
+        let wanted: Vec<_> = groups
+            .versions()
+            .filter(|(group, version, _)| match path {
+                ["v2"] => true,
+                ["v3", rest @ ..] => rest.join("/") == place(group, version),
+                _ => false,
+            })
+            .collect();
         if wanted.is_empty() {
             return Ok(not_found());
         }
@@ -134,6 +137,8 @@ fn build(dialect: Dialect, versions: &[(&'static str, &'static str, &[&'static F
     let info = json!({"title": "Kubernetes", "version": VERSION.2});
     match dialect {
         Dialect::V2 => json!({"swagger": "2.0", "info": info, "paths": all, "definitions": schemas.finish()}),
-        Dialect::V3 => json!({"openapi": "3.0.0", "info": info, "paths": all, "components": {"schemas": schemas.finish()}}),
+        Dialect::V3 => {
+            json!({"openapi": "3.0.0", "info": info, "paths": all, "components": {"schemas": schemas.finish()}})
+        }
     }
 }

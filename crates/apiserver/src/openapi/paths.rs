@@ -21,8 +21,12 @@ const LIST: [(&str, &str); 10] = [
 ];
 /// What a write takes.
 const WRITE: [(&str, &str); 3] = [("dryRun", "string"), ("fieldManager", "string"), ("fieldValidation", "string")];
-const DELETE: [(&str, &str); 4] =
-    [("dryRun", "string"), ("gracePeriodSeconds", "integer"), ("orphanDependents", "boolean"), ("propagationPolicy", "string")];
+const DELETE: [(&str, &str); 4] = [
+    ("dryRun", "string"),
+    ("gracePeriodSeconds", "integer"),
+    ("orphanDependents", "boolean"),
+    ("propagationPolicy", "string"),
+];
 const PATCH_TYPES: [&str; 4] = [
     "application/apply-patch+yaml",
     "application/json-patch+json",
@@ -118,14 +122,18 @@ impl Builder<'_> {
                 let list = json!({"group": kind.group, "version": kind.version, "kind": format!("{}List", kind.kind)});
                 Some(self.schemas.list(kind.schema, list))
             }
-            Verb::Delete | Verb::DeleteCollection => Some(self.schemas.reference("io.k8s.apimachinery.pkg.apis.meta.v1.Status")),
+            Verb::Delete | Verb::DeleteCollection => {
+                Some(self.schemas.reference("io.k8s.apimachinery.pkg.apis.meta.v1.Status"))
+            }
             _ if kind.schema.is_empty() => None,
             _ => Some(self.schemas.reference(kind.schema)),
         };
         let body = match verb {
             Verb::Create | Verb::Update => (!kind.schema.is_empty()).then(|| self.schemas.reference(kind.schema)),
             Verb::Patch => Some(self.schemas.reference("io.k8s.apimachinery.pkg.apis.meta.v1.Patch")),
-            Verb::Delete | Verb::DeleteCollection => Some(self.schemas.reference("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions")),
+            Verb::Delete | Verb::DeleteCollection => {
+                Some(self.schemas.reference("io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions"))
+            }
             _ => None,
         };
         let types: &[&str] = if verb == Verb::Patch { &PATCH_TYPES } else { &["application/json", "application/yaml"] };
@@ -133,7 +141,9 @@ impl Builder<'_> {
         let ok = match (self.dialect, answer) {
             (_, None) => json!({"description": "OK"}),
             (Dialect::V2, Some(schema)) => json!({"description": "OK", "schema": schema}),
-            (Dialect::V3, Some(schema)) => json!({"description": "OK", "content": {"application/json": {"schema": schema}}}),
+            (Dialect::V3, Some(schema)) => {
+                json!({"description": "OK", "content": {"application/json": {"schema": schema}}})
+            }
         };
         operation["responses"] = json!({"200": ok});
         match (self.dialect, body) {
@@ -143,7 +153,8 @@ impl Builder<'_> {
                 operation["consumes"] = types.into();
             }
             (Dialect::V3, Some(schema)) => {
-                let content: Map<_, _> = types.iter().map(|kind| ((*kind).to_owned(), json!({"schema": schema}))).collect();
+                let content: Map<_, _> =
+                    types.iter().map(|kind| ((*kind).to_owned(), json!({"schema": schema}))).collect();
                 operation["requestBody"] = json!({"content": content});
             }
         }

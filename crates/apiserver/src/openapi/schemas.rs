@@ -94,7 +94,8 @@ impl Schemas {
         let mut required = Vec::new();
         for field in &type_.fields {
             let mut property = self.field(field);
-            let prose = self.prose.get(&*type_.name).map(|schema| &schema["properties"][&*field.json_name]["description"]);
+            let prose =
+                self.prose.get(&*type_.name).map(|schema| &schema["properties"][&*field.json_name]["description"]);
             if let Some(Value::String(prose)) = prose {
                 property["description"] = prose.as_str().into();
             }
@@ -145,7 +146,8 @@ impl Schemas {
             FieldKind::Raw => self.reference(SCALARS[5].0),
             FieldKind::IntOrString => self.reference(SCALARS[6].0),
             FieldKind::Json => self.reference(SCALARS[7].0),
-            FieldKind::Struct(id) | FieldKind::Union(id, Alternative::Structs | Alternative::Bool | Alternative::Strings) => self.type_(*id),
+            FieldKind::Struct(id)
+            | FieldKind::Union(id, Alternative::Structs | Alternative::Bool | Alternative::Strings) => self.type_(*id),
             FieldKind::List(item) | FieldKind::Wrapped(item) => json!({"type": "array", "items": self.kind(item)}),
             FieldKind::Map(value) => json!({"type": "object", "additionalProperties": self.kind(value)}),
         }

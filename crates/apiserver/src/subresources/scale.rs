@@ -29,23 +29,15 @@ pub async fn serve(context: &Context, resource: &'static dyn Resource, body: Byt
         return Ok(respond::whole(&context.answer, StatusCode::OK, entry::encode(&scale).into()));
     }
     let kind = registry().by_gvk("autoscaling", "v1", "Scale").ok_or_else(ApiError::no_such_resource)?;
-    let new_scale: Box<dyn Fn(&Value) -> Result<Value> + Send + Sync> = if context.info.verb == "patch" {
-        let patch = edit::Patch::parse(context, &body)?;
-        Box::new(move |current| {
-            let mut scale = current.clone();
-            patch.apply(kind, &mut scale)?;
-            codec::conform(kind.facts(), &mut scale, Vec::new(), context.validation(), &context.warnings)?;
-            Ok(scale)
-        })
-    } else {
-        let scale = context.decode(kind, &body)?;
-        Box::new(move |_| Ok(scale.clone()))
+    let change = match context.info.verb.as_str() {
+        "patch" => Change::Patch(edit::Patch::parse(context, &body)?),
+        _ => Change::Put(context.decode(kind, &body)?),
     };
     let write = context.write(resource, "scale", "UpdateOptions")?;
     let source = |old: Option<&Value>| {
         let old = old.ok_or_else(|| ApiError::not_found(facts.group, facts.plural, &context.info.name))?;
         let current = scale_of(old);
-        let mut scale = new_scale(&current)?;
+        let mut scale = change.apply(context, kind, &current)?;
         strategy::match_request(facts, &mut scale, &context.info.namespace, Some(&context.info.name))?;
         strategy::match_current(facts, &scale, &current)?;
         let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
@@ -60,6 +52,24 @@ pub async fn serve(context: &Context, resource: &'static dyn Resource, body: Byt
     let written = context.api.writer.update(&write, &source).await?;
     let object: Value = serde_json::from_slice(&written.json).map_err(ApiError::internal)?;
     Ok(respond::value(&context.answer, StatusCode::OK, &scale_of(&object)))
+}
+
+enum Change {
+    Put(Value),
+    Patch(edit::Patch),
+}
+
+impl Change {
+    fn apply(&self, context: &Context, kind: &dyn Resource, current: &Value) -> Result<Value> {
+        let patch = match self {
+            Change::Put(scale) => return Ok(scale.clone()),
+            Change::Patch(patch) => patch,
+        };
+        let mut scale = current.clone();
+        patch.apply(kind, &mut scale)?;
+        codec::conform(kind.facts(), &mut scale, Vec::new(), context.validation(), &context.warnings)?;
+        Ok(scale)
+    }
 }
 
 fn scale_of(object: &Value) -> Value {
@@ -83,7 +93,10 @@ fn scale_of(object: &Value) -> Value {
         true => Selector::from_label_selector(selector).map(|selector| selector.to_string()).unwrap_or_default(),
         false => {
             let pairs = selector.as_object().into_iter().flatten();
-            pairs.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default())).collect::<Vec<_>>().join(",")
+            pairs
+                .map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or_default()))
+                .collect::<Vec<_>>()
+                .join(",")
         }
     };
     if !text.is_empty() {

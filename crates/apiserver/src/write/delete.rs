@@ -73,7 +73,12 @@ impl Writer {
     }
 
     /// Deletes what the filter selects; answers with the objects as they were.
-    pub async fn delete_collection(&self, write: &Write<'_>, options: &DeleteOptions, filter: &Filter) -> Result<Vec<Arc<Entry>>> {
+    pub async fn delete_collection(
+        &self,
+        write: &Write<'_>,
+        options: &DeleteOptions,
+        filter: &Filter,
+    ) -> Result<Vec<Arc<Entry>>> {
         options.validate()?;
         let cache = self.objects.cache(write.resource).await?;
         self.objects.hub.consistent().await?;

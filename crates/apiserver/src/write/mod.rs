@@ -76,7 +76,12 @@ impl Write<'_> {
         self.resource.facts()
     }
 
-    fn admission(&self, operation: Operation, object: Option<Value>, old_object: Option<Value>) -> AdmissionRequest<'_> {
+    fn admission(
+        &self,
+        operation: Operation,
+        object: Option<Value>,
+        old_object: Option<Value>,
+    ) -> AdmissionRequest<'_> {
         AdmissionRequest {
             operation,
             resource: self.facts(),

@@ -53,7 +53,13 @@ impl Writer {
     }
 
     /// One attempt; `None` when somebody else wrote meanwhile.
-    async fn try_update(&self, write: &Write<'_>, source: Source<'_>, current: &Entry, attempt: usize) -> Result<Option<Bytes>> {
+    async fn try_update(
+        &self,
+        write: &Write<'_>,
+        source: Source<'_>,
+        current: &Entry,
+        attempt: usize,
+    ) -> Result<Option<Bytes>> {
         let resource = write.resource;
         let old = load(resource, current);
         let mut new = source(Some(&old))?;

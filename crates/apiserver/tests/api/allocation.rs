@@ -19,7 +19,9 @@ async fn services_get_addresses_of_their_own() {
     assert_eq!((&created["spec"]["clusterIPs"], &created["spec"]["ipFamilies"]), (&json!([address]), &json!(["IPv4"])));
 
     let taken = cluster.call("POST", SERVICES, &service("b", json!({"clusterIP": address}))).await;
-    let message = format!("Service \"b\" is invalid: spec.clusterIPs: Invalid value: [\"{address}\"]: failed to allocate IP {address}: provided IP is already allocated");
+    let message = format!(
+        "Service \"b\" is invalid: spec.clusterIPs: Invalid value: [\"{address}\"]: failed to allocate IP {address}: provided IP is already allocated"
+    );
     taken.fails(422, "Invalid", &message);
     let outside = cluster.call("POST", SERVICES, &service("b", json!({"clusterIP": "10.9.9.9"}))).await;
     let message = "Service \"b\" is invalid: spec.clusterIPs: Invalid value: [\"10.9.9.9\"]: failed to allocate IP 10.9.9.9: \
@@ -28,7 +30,10 @@ async fn services_get_addresses_of_their_own() {
     // A deleted Service's address is free again, and an update keeps what it does not name.
     cluster.call("DELETE", &format!("{SERVICES}/a"), &Value::Null).await.expect(200);
     cluster.create(SERVICES, service("b", json!({"clusterIP": address}))).await;
-    let updated = cluster.call("PUT", &format!("{SERVICES}/b"), &service("b", json!({"ports": [{"port": 81}]}))).await.expect(200);
+    let updated = cluster
+        .call("PUT", &format!("{SERVICES}/b"), &service("b", json!({"ports": [{"port": 81}]})))
+        .await
+        .expect(200);
     assert_eq!((&updated["spec"]["clusterIP"], &updated["spec"]["ports"][0]["port"]), (&json!(address), &json!(81)));
     let headless = cluster.create(SERVICES, service("h", json!({"clusterIP": "None"}))).await;
     assert_eq!(headless["spec"]["clusterIPs"], json!(["None"]));
@@ -41,12 +46,15 @@ async fn node_ports_come_and_go_with_the_type() {
     let port = created["spec"]["ports"][0]["nodePort"].as_u64().unwrap();
     assert!((30000..=32767).contains(&port));
     let same = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": port}]});
-    let message = format!("Service \"b\" is invalid: spec.ports[0].nodePort: Invalid value: {port}: provided port is already allocated");
+    let message = format!(
+        "Service \"b\" is invalid: spec.ports[0].nodePort: Invalid value: {port}: provided port is already allocated"
+    );
     cluster.call("POST", SERVICES, &service("b", same.clone())).await.fails(422, "Invalid", &message);
     let low = json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 80}]});
     let message = "Service \"b\" is invalid: spec.ports[0].nodePort: Invalid value: 80: provided port is not in the valid range. The range of valid ports is 30000-32767";
     cluster.call("POST", SERVICES, &service("b", low)).await.fails(422, "Invalid", message);
-    let plain = cluster.call("PATCH", &format!("{SERVICES}/a"), &json!({"spec": {"type": "ClusterIP"}})).await.expect(200);
+    let plain =
+        cluster.call("PATCH", &format!("{SERVICES}/a"), &json!({"spec": {"type": "ClusterIP"}})).await.expect(200);
     assert!(plain["spec"]["ports"][0]["nodePort"].is_null(), "{plain}");
     cluster.create(SERVICES, service("b", same)).await;
 }
@@ -58,7 +66,9 @@ async fn a_full_range_says_so() {
     let creators: Vec<_> = (0..5)
         .map(|n| {
             let cluster = cluster.clone();
-            tokio::spawn(async move { text(&cluster.create(SERVICES, service(&format!("s{n}"), json!({}))).await["spec"]["clusterIP"]) })
+            tokio::spawn(async move {
+                text(&cluster.create(SERVICES, service(&format!("s{n}"), json!({}))).await["spec"]["clusterIP"])
+            })
         })
         .collect();
     let mut addresses = Vec::new();

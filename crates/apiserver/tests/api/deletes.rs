@@ -44,7 +44,9 @@ async fn preconditions_must_hold() {
     let uid = text(&created["metadata"]["uid"]);
     let uri = format!("{MAPS}/a");
     let options = |preconditions: Value| json!({"preconditions": preconditions});
-    let message = format!("Operation cannot be fulfilled on configmaps \"a\": Precondition failed: UID in precondition: x, UID in object meta: {uid}");
+    let message = format!(
+        "Operation cannot be fulfilled on configmaps \"a\": Precondition failed: UID in precondition: x, UID in object meta: {uid}"
+    );
     cluster.call("DELETE", &uri, &options(json!({"uid": "x"}))).await.fails(409, "Conflict", &message);
     cluster.call("DELETE", &uri, &options(json!({"resourceVersion": "1"}))).await.expect(409);
     cluster.call("DELETE", &uri, &options(json!({"uid": uid}))).await.expect(200);
@@ -91,8 +93,13 @@ async fn collections_are_deleted_by_selector() {
 #[tokio::test]
 async fn namespaces_terminate() {
     let cluster = Cluster::start().await;
-    let created = cluster.create("/api/v1/namespaces", json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "n"}})).await;
-    assert_eq!((&created["spec"]["finalizers"], &created["status"]["phase"]), (&json!(["kubernetes"]), &json!("Active")));
+    let created = cluster
+        .create("/api/v1/namespaces", json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "n"}}))
+        .await;
+    assert_eq!(
+        (&created["spec"]["finalizers"], &created["status"]["phase"]),
+        (&json!(["kubernetes"]), &json!("Active"))
+    );
     cluster.create("/api/v1/namespaces/n/configmaps", config_map("a")).await;
     let ending = cluster.call("DELETE", "/api/v1/namespaces/n", &Value::Null).await.expect(200);
     assert_eq!(ending["status"]["phase"], "Terminating");

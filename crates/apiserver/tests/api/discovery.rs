@@ -4,8 +4,13 @@ use super::*;
 async fn what_is_served_can_be_discovered() {
     let cluster = Cluster::start().await;
     let core = cluster.get("/api/v1").await.expect(200);
-    let find = |name: &str| core["resources"].as_array().unwrap().iter().find(|resource| resource["name"] == name).unwrap().clone();
-    assert_eq!((&find("pods")["shortNames"], &find("pods")["namespaced"], &find("pods/status")["kind"]), (&json!(["po"]), &json!(true), &json!("Pod")));
+    let find = |name: &str| {
+        core["resources"].as_array().unwrap().iter().find(|resource| resource["name"] == name).unwrap().clone()
+    };
+    assert_eq!(
+        (&find("pods")["shortNames"], &find("pods")["namespaced"], &find("pods/status")["kind"]),
+        (&json!(["po"]), &json!(true), &json!("Pod"))
+    );
     let groups = cluster.get("/apis").await.expect(200);
     assert_eq!(groups["groups"][0]["preferredVersion"]["groupVersion"], "apps/v1");
     assert_eq!(cluster.get("/apis/apps").await.expect(200)["kind"], "APIGroup");
@@ -19,9 +24,15 @@ async fn aggregated_discovery_is_cached_by_its_hash() {
     let accept = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
     let response = cluster.send("GET", "/apis", &[("accept", accept)], Body::empty()).await;
     let etag = response.headers()["etag"].to_str().unwrap().to_owned();
-    assert_eq!(response.headers()["content-type"], "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList");
+    assert_eq!(
+        response.headers()["content-type"],
+        "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
+    );
     let document = Answer::of(response).await.body;
-    assert_eq!((&document["items"][0]["metadata"]["name"], &document["apiVersion"]), (&json!("apps"), &json!("apidiscovery.k8s.io/v2")));
+    assert_eq!(
+        (&document["items"][0]["metadata"]["name"], &document["apiVersion"]),
+        (&json!("apps"), &json!("apidiscovery.k8s.io/v2"))
+    );
     let again = cluster.send("GET", "/apis", &[("accept", accept), ("if-none-match", &etag)], Body::empty()).await;
     assert_eq!(again.status(), 304);
 }
@@ -37,9 +48,15 @@ async fn openapi_describes_the_kinds() {
     assert_eq!(deployment["x-kubernetes-group-version-kind"][0]["kind"], "Deployment");
     assert!(text(&deployment["description"]).starts_with("Deployment enables"), "{deployment}");
     let containers = &schemas["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"];
-    assert_eq!((&containers["x-kubernetes-patch-merge-key"], &containers["x-kubernetes-list-map-keys"]), (&json!("name"), &json!(["name"])));
+    assert_eq!(
+        (&containers["x-kubernetes-patch-merge-key"], &containers["x-kubernetes-list-map-keys"]),
+        (&json!("name"), &json!(["name"]))
+    );
     let patch = &document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"];
-    assert!(patch["parameters"].as_array().unwrap().iter().any(|parameter| parameter["name"] == "fieldValidation"), "{patch}");
+    assert!(
+        patch["parameters"].as_array().unwrap().iter().any(|parameter| parameter["name"] == "fieldValidation"),
+        "{patch}"
+    );
     // Every reference leads somewhere.
     let text = document.to_string();
     for name in text.split("#/components/schemas/").skip(1).filter_map(|rest| rest.split('"').next()) {

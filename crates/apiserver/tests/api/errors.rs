@@ -11,15 +11,29 @@ async fn failures_are_statuses() {
     cluster.get(&format!("{MAPS}/a/status")).await.fails(404, "NotFound", missing);
     cluster.call("POST", "/api/v1/configmaps", &config_map("a")).await.expect(405);
     cluster.call("PUT", MAPS, &config_map("a")).await.expect(405);
-    let big = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"a": "x".repeat(4 << 20)}});
-    cluster.call("POST", MAPS, &big).await.fails(413, "RequestEntityTooLarge", "Request entity too large: limit is 3145728");
+    let big =
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"a": "x".repeat(4 << 20)}});
+    cluster.call("POST", MAPS, &big).await.fails(
+        413,
+        "RequestEntityTooLarge",
+        "Request entity too large: limit is 3145728",
+    );
     let answer = Answer::of(cluster.send("POST", MAPS, &[("content-type", "text/plain")], "x").await).await;
     answer.expect(415);
     let answer = Answer::of(cluster.send("POST", MAPS, &[], "{").await).await;
     assert_eq!(answer.expect(400)["reason"], "BadRequest");
-    let invalid = cluster.call("POST", PODS, &json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "P"}, "spec": {"containers": []}})).await;
+    let invalid = cluster
+        .call(
+            "POST",
+            PODS,
+            &json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "P"}, "spec": {"containers": []}}),
+        )
+        .await;
     let status = invalid.expect(422);
-    assert_eq!((&status["reason"], &status["details"]["kind"], &status["details"]["name"]), (&json!("Invalid"), &json!("Pod"), &json!("P")));
+    assert_eq!(
+        (&status["reason"], &status["details"]["kind"], &status["details"]["name"]),
+        (&json!("Invalid"), &json!("Pod"), &json!("P"))
+    );
     assert!(status["details"]["causes"].as_array().unwrap().len() >= 2, "{status}");
     cluster.call("POST", MAPS, &pod("p")).await.expect(400);
 }

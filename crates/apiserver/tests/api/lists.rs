@@ -79,24 +79,37 @@ async fn selectors_select() {
 async fn versions_are_waited_for() {
     let cluster = Cluster::start().await;
     let created = cluster.create(MAPS, config_map("a")).await;
-    for uri in [format!("{MAPS}?resourceVersion=0"), format!("{MAPS}?resourceVersion={}", version(&created)), format!("{MAPS}?resourceVersionMatch=NotOlderThan&resourceVersion=1")] {
+    for uri in [
+        format!("{MAPS}?resourceVersion=0"),
+        format!("{MAPS}?resourceVersion={}", version(&created)),
+        format!("{MAPS}?resourceVersionMatch=NotOlderThan&resourceVersion=1"),
+    ] {
         assert_eq!(names(&cluster.get(&uri).await.expect(200)), ["a"], "{uri}");
     }
     let future = cluster.get(&format!("{MAPS}?resourceVersion={}", version(&created) + 1000)).await;
     assert_eq!(future.headers["retry-after"], "1");
     let status = future.expect(504);
-    assert_eq!((&status["reason"], &status["details"]["causes"][0]["reason"]), (&json!("Timeout"), &json!("ResourceVersionTooLarge")));
+    assert_eq!(
+        (&status["reason"], &status["details"]["causes"][0]["reason"]),
+        (&json!("Timeout"), &json!("ResourceVersionTooLarge"))
+    );
 }
 
 #[tokio::test]
 async fn answers_come_as_tables_and_metadata() {
     let cluster = Cluster::start().await;
     maps(&cluster, &["a", "b"]).await;
-    let get = async |uri: &str, accept: &str| Answer::of(cluster.send("GET", uri, &[("accept", accept)], Body::empty()).await).await;
+    let get = async |uri: &str, accept: &str| {
+        Answer::of(cluster.send("GET", uri, &[("accept", accept)], Body::empty()).await).await
+    };
     let table = get(MAPS, "application/json;as=Table;v=v1;g=meta.k8s.io,application/json").await.expect(200);
-    let columns: Vec<_> = table["columnDefinitions"].as_array().unwrap().iter().map(|column| text(&column["name"])).collect();
+    let columns: Vec<_> =
+        table["columnDefinitions"].as_array().unwrap().iter().map(|column| text(&column["name"])).collect();
     assert_eq!((&table["kind"], columns), (&json!("Table"), vec!["Name".to_owned(), "Data".into(), "Age".into()]));
-    assert_eq!((&table["rows"][1]["cells"][0], &table["rows"][1]["object"]["metadata"]["name"]), (&json!("b"), &json!("b")));
+    assert_eq!(
+        (&table["rows"][1]["cells"][0], &table["rows"][1]["object"]["metadata"]["name"]),
+        (&json!("b"), &json!("b"))
+    );
     let one = get(&format!("{MAPS}/a"), "application/json;as=Table;v=v1;g=meta.k8s.io").await.expect(200);
     assert_eq!(one["rows"].as_array().unwrap().len(), 1);
     let partial = get(MAPS, "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io").await.expect(200);

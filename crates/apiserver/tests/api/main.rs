@@ -30,6 +30,9 @@ use tower::ServiceExt;
 /// How long anything that should happen may take on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// Is not advertised to the cluster.
+const LOOPBACK: &str = "127.0.0.1:6443";
+
 /// A server and its directory, which goes with it.
 struct Cluster {
     server: Server,
@@ -45,17 +48,22 @@ impl Cluster {
     }
 
     async fn with_services(cidr: &str) -> Cluster {
-        Cluster::on(tempfile::tempdir().unwrap(), cidr).await
+        Cluster::on(tempfile::tempdir().unwrap(), cidr, LOOPBACK).await
     }
 
-    async fn on(dir: tempfile::TempDir, cidr: &str) -> Cluster {
+    /// With an address that is put into the endpoints of the `kubernetes` Service; nobody listens there.
+    async fn advertising(address: &str) -> Cluster {
+        Cluster::on(tempfile::tempdir().unwrap(), "10.43.0.0/16", address).await
+    }
+
+    async fn on(dir: tempfile::TempDir, cidr: &str, advertise: &str) -> Cluster {
         let options = PkiOptions { server_names: vec![], server_ips: vec![], cluster_domain: "cluster.local".into() };
         let pki = Arc::new(Pki::load_or_create(&dir.path().join("pki"), options).unwrap());
         let store = Arc::new(store::FjallStore::open(dir.path().join("store"), store::Options::default()).unwrap());
         let config = Config {
             store: store.clone(),
             pki: pki.clone(),
-            advertise: "127.0.0.1:6443".parse().unwrap(),
+            advertise: advertise.parse().unwrap(),
             service_cidr: cidr.parse().unwrap(),
             node_ports: 30000..=32767,
             dialer: Arc::new(TcpDialer),
@@ -75,7 +83,7 @@ impl Cluster {
         server.shutdown().await;
         store.close().await.unwrap();
         drop((server, store, pki));
-        Cluster::on(dir, "10.43.0.0/16").await
+        Cluster::on(dir, "10.43.0.0/16", LOOPBACK).await
     }
 
     /// Drops the store's history before a revision.
@@ -144,7 +152,11 @@ impl Answer {
     /// Expects a Status with this code, reason and message.
     #[track_caller]
     fn fails(self, code: u16, reason: &str, message: &str) -> Value {
-        let got = (self.code, self.body["reason"].as_str().unwrap_or_default(), self.body["message"].as_str().unwrap_or_default());
+        let got = (
+            self.code,
+            self.body["reason"].as_str().unwrap_or_default(),
+            self.body["message"].as_str().unwrap_or_default(),
+        );
         assert_eq!(got, (code, reason, message));
         self.body
     }

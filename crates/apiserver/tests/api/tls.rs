@@ -5,7 +5,12 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObjec
 use tokio_util::sync::CancellationToken;
 
 /// A TLS connection with a client certificate, if any, speaking `protocol`.
-async fn connect(cluster: &Cluster, address: std::net::SocketAddr, user: Option<(&str, &[&str])>, protocol: &str) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
+async fn connect(
+    cluster: &Cluster,
+    address: std::net::SocketAddr,
+    user: Option<(&str, &[&str])>,
+    protocol: &str,
+) -> tokio_rustls::client::TlsStream<tokio::net::TcpStream> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let builder = builder.with_root_certificates(apiserver::pki::roots(cluster.pki.ca()).unwrap());
@@ -14,7 +19,9 @@ async fn connect(cluster: &Cluster, address: std::net::SocketAddr, user: Option<
         Some((name, groups)) => {
             let credential = cluster.pki.client(name, groups).unwrap();
             let chain = CertificateDer::pem_slice_iter(credential.cert.as_bytes()).collect::<Result<_, _>>().unwrap();
-            builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(credential.key.as_bytes()).unwrap()).unwrap()
+            builder
+                .with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(credential.key.as_bytes()).unwrap())
+                .unwrap()
         }
     };
     config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
@@ -40,7 +47,8 @@ async fn certificates_identify_over_both_protocols() {
     });
 
     let stream = connect(&cluster, address, Some(("admin", &["system:masters"])), "h2").await;
-    let (mut client, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    let (mut client, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     let driver = tokio::spawn(connection);
     let answer = client.send_request(request(MAPS)).await.unwrap().map(Body::new);
     assert_eq!(names(&Answer::of(answer).await.expect(200)), ["a"]);

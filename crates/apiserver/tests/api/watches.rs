@@ -26,7 +26,11 @@ async fn a_watch_tells_everything_in_order() {
 async fn a_watch_from_nowhere_begins_with_the_present() {
     let cluster = Cluster::start().await;
     cluster.create(MAPS, config_map("a")).await;
-    for uri in [format!("{MAPS}?watch=1"), format!("{MAPS}?watch=1&resourceVersion=0"), "/api/v1/watch/namespaces/default/configmaps".into()] {
+    for uri in [
+        format!("{MAPS}?watch=1"),
+        format!("{MAPS}?watch=1&resourceVersion=0"),
+        "/api/v1/watch/namespaces/default/configmaps".into(),
+    ] {
         let mut watch = cluster.watch(&uri).await;
         assert_eq!(watch.told().await, "ADDED a", "{uri}");
         cluster.call("PATCH", &format!("{MAPS}/a"), &json!({"data": {"u": uri}})).await.expect(200);
@@ -76,7 +80,8 @@ async fn watchers_of_one_field_hear_only_of_it() {
 async fn initial_events_end_with_a_bookmark() {
     let cluster = Cluster::start().await;
     let created = cluster.create(MAPS, config_map("a")).await;
-    let uri = format!("{MAPS}?watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true");
+    let uri =
+        format!("{MAPS}?watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true");
     let mut watch = cluster.watch(&uri).await;
     assert_eq!(watch.told().await, "ADDED a");
     let bookmark = watch.next().await.unwrap();
@@ -114,7 +119,10 @@ async fn forgotten_revisions_are_gone() {
     cluster.compact(version(&last)).await;
     let mut watch = cluster.watch(&format!("{MAPS}?watch=1&resourceVersion={}", version(&created) - 1)).await;
     let event = watch.next().await.unwrap();
-    assert_eq!((text(&event["type"]), &event["object"]["code"], text(&event["object"]["reason"])), ("ERROR".into(), &json!(410), "Expired".into()));
+    assert_eq!(
+        (text(&event["type"]), &event["object"]["code"], text(&event["object"]["reason"])),
+        ("ERROR".into(), &json!(410), "Expired".into())
+    );
     assert!(text(&event["object"]["message"]).starts_with("too old resource version: "), "{event}");
     assert!(watch.next().await.is_none());
 }
@@ -128,7 +136,10 @@ async fn events_are_served_in_both_versions() {
         "involvedObject": {"kind": "Pod", "namespace": "default", "name": "p"}, "source": {"component": "c"}});
     cluster.create("/api/v1/namespaces/default/events", event).await;
     let newer = cluster.get(&format!("{uri}/e")).await.expect(200);
-    assert_eq!((&newer["apiVersion"], &newer["note"], &newer["regarding"]["name"]), (&json!("events.k8s.io/v1"), &json!("hello"), &json!("p")));
+    assert_eq!(
+        (&newer["apiVersion"], &newer["note"], &newer["regarding"]["name"]),
+        (&json!("events.k8s.io/v1"), &json!("hello"), &json!("p"))
+    );
     let seen = watch.next().await.unwrap();
     assert_eq!((&seen["object"]["apiVersion"], &seen["object"]["note"]), (&json!("events.k8s.io/v1"), &json!("hello")));
     assert_eq!(seen["object"]["metadata"]["resourceVersion"], newer["metadata"]["resourceVersion"]);

@@ -42,7 +42,9 @@ async fn updates_are_guarded() {
     let mut other = config_map("a");
     other["metadata"]["uid"] = "b".into();
     let uid = text(&first["metadata"]["uid"]);
-    let message = format!("Operation cannot be fulfilled on configmaps \"a\": Precondition failed: UID in precondition: b, UID in object meta: {uid}");
+    let message = format!(
+        "Operation cannot be fulfilled on configmaps \"a\": Precondition failed: UID in precondition: b, UID in object meta: {uid}"
+    );
     cluster.call("PUT", &uri, &other).await.fails(409, "Conflict", &message);
     let message = "the name of the object (b) does not match the name on the URL (a)";
     cluster.call("PUT", &uri, &config_map("b")).await.fails(400, "BadRequest", message);
@@ -50,7 +52,11 @@ async fn updates_are_guarded() {
     elsewhere["metadata"]["namespace"] = "kube-system".into();
     let message = "the namespace of the provided object does not match the namespace sent on the request";
     cluster.call("POST", MAPS, &elsewhere).await.fails(400, "BadRequest", message);
-    cluster.call("PUT", &format!("{MAPS}/none"), &config_map("none")).await.fails(404, "NotFound", r#"configmaps "none" not found"#);
+    cluster.call("PUT", &format!("{MAPS}/none"), &config_map("none")).await.fails(
+        404,
+        "NotFound",
+        r#"configmaps "none" not found"#,
+    );
     let endpoints = json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "e"}});
     cluster.call("PUT", "/api/v1/namespaces/default/endpoints/e", &endpoints).await.expect(201);
 }
@@ -86,7 +92,10 @@ async fn one_of_many_creates_wins() {
     for creator in creators {
         codes.push(creator.await.unwrap());
     }
-    assert_eq!((codes.iter().filter(|code| **code == 201).count(), codes.iter().filter(|code| **code == 409).count()), (1, 9));
+    assert_eq!(
+        (codes.iter().filter(|code| **code == 201).count(), codes.iter().filter(|code| **code == 409).count()),
+        (1, 9)
+    );
 }
 
 #[tokio::test]
@@ -110,11 +119,15 @@ async fn generations_and_status_are_separate() {
     assert_eq!((&created["metadata"]["generation"], &created["spec"]["replicas"]), (&json!(1), &json!(1)));
     assert!(created["status"]["replicas"].is_null());
     let uri = format!("{uri}/d");
-    let patched = cluster.call("PATCH", &uri, &json!({"spec": {"replicas": 3}, "status": {"replicas": 9}})).await.expect(200);
+    let patched =
+        cluster.call("PATCH", &uri, &json!({"spec": {"replicas": 3}, "status": {"replicas": 9}})).await.expect(200);
     assert_eq!((&patched["metadata"]["generation"], &patched["status"]["replicas"]), (&json!(2), &Value::Null));
     let status = json!({"status": {"replicas": 3}, "spec": {"replicas": 7}});
     let patched = cluster.call("PATCH", &format!("{uri}/status"), &status).await.expect(200);
-    assert_eq!((&patched["metadata"]["generation"], &patched["spec"]["replicas"], &patched["status"]["replicas"]), (&json!(2), &json!(3), &json!(3)));
+    assert_eq!(
+        (&patched["metadata"]["generation"], &patched["spec"]["replicas"], &patched["status"]["replicas"]),
+        (&json!(2), &json!(3), &json!(3))
+    );
     let patched = cluster.call("PATCH", &uri, &json!({"metadata": {"labels": {"x": "y"}}})).await.expect(200);
     assert_eq!((&patched["metadata"]["generation"], &patched["status"]["replicas"]), (&json!(2), &json!(3)));
 }
@@ -128,7 +141,8 @@ async fn unknown_fields_are_told() {
     assert_eq!(answer.warnings(), [r#"299 - "unknown field \"spec\"""#]);
     assert!(answer.expect(201)["spec"].is_null());
     let strict = format!("{MAPS}?fieldValidation=Strict");
-    let message = r#"ConfigMap in version "v1" cannot be handled as a ConfigMap: strict decoding error: unknown field "spec""#;
+    let message =
+        r#"ConfigMap in version "v1" cannot be handled as a ConfigMap: strict decoding error: unknown field "spec""#;
     cluster.call("POST", &strict, &object).await.fails(400, "BadRequest", message);
     let ignored = cluster.call("PUT", &format!("{MAPS}/a?fieldValidation=Ignore"), &object).await;
     assert!(ignored.warnings().is_empty());
@@ -144,7 +158,8 @@ async fn dry_runs_leave_nothing() {
     cluster.call("POST", &format!("{MAPS}?dryRun=All"), &config_map("a")).await.expect(201);
     cluster.get(&format!("{MAPS}/a")).await.expect(404);
     cluster.create(MAPS, config_map("a")).await;
-    let patched = cluster.call("PATCH", &format!("{MAPS}/a?dryRun=All"), &json!({"data": {"x": "y"}})).await.expect(200);
+    let patched =
+        cluster.call("PATCH", &format!("{MAPS}/a?dryRun=All"), &json!({"data": {"x": "y"}})).await.expect(200);
     assert_eq!(patched["data"]["x"], "y");
     cluster.call("DELETE", &format!("{MAPS}/a?dryRun=All"), &Value::Null).await.expect(200);
     assert!(cluster.get(&format!("{MAPS}/a")).await.expect(200)["data"]["x"].is_null());
