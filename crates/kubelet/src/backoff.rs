@@ -33,10 +33,6 @@ impl Backoff {
     pub fn delay(&self) -> SignedDuration {
         self.entry.map_or(INITIAL, |(delay, _)| delay)
     }
-
-    pub fn reset(&mut self) {
-        self.entry = None;
-    }
 }
 
 fn expired(failed: Timestamp, updated: Timestamp) -> bool {

@@ -48,7 +48,7 @@ use crate::shared::Shared;
 use crate::static_pods::Mirrors;
 use crate::volume::Tokens;
 use anyhow::Context as _;
-use client::{Event, EventRecorder, Informers};
+use client::{Client, Event, EventRecorder, Informers};
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use kube::api::ListParams;
 use parking_lot::RwLock;
@@ -58,8 +58,12 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+/// Where the API server expects a kubelet, unless the Node says otherwise.
+pub const PORT: u16 = 10250;
+
 /// Runs a node until `shutdown`. Pods keep running afterwards, and are found again by the next run.
-pub async fn run(config: Config, informers: Informers, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(config: Config, client: Client, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let informers = Informers::new(client);
     let cancelled = shutdown.clone();
     tokio::select! {
         result = serve(config, informers, shutdown) => result,

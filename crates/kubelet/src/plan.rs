@@ -384,3 +384,6 @@ pub fn finished(instance: &Instance) -> Timestamp {
     let nanoseconds = if instance.finished_at > 0 { instance.finished_at } else { instance.created_at };
     Timestamp::from_nanosecond(i128::from(nanoseconds)).unwrap_or(Timestamp::UNIX_EPOCH)
 }
+
+#[cfg(test)]
+mod tests;

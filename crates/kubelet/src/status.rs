@@ -411,3 +411,6 @@ fn gates(pod: &Pod, last: &PodStatus) -> PodCondition {
         false => condition("Ready", false, "ReadinessGatesNotReady", &complaints.join(", ")),
     }
 }
+
+#[cfg(test)]
+mod tests;
