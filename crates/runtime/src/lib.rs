@@ -14,6 +14,7 @@ mod shim;
 pub mod streaming;
 mod sys;
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use anyhow::Result;
 use tokio_util::sync::CancellationToken;
 
 pub use images::{Credentials, Image, ImageConfig, Images};
+pub use service::Service;
 
 /// Where the runtime keeps things and what it works with.
 #[derive(Clone)]
@@ -39,7 +41,12 @@ pub struct Config {
     pub streaming_listen: std::net::SocketAddr,
     /// The binary to run shims from; its main calls [`entrypoint`] first.
     pub shim_exe: PathBuf,
+    /// Images that are made here instead of pulled, by full name.
+    pub builtin_images: BTreeMap<String, WriteImage>,
 }
+
+/// Writes an image archive to the path it is given.
+pub type WriteImage = Arc<dyn Fn(&std::path::Path) -> Result<()> + Send + Sync>;
 
 impl Config {
     /// The usual places for a node called `name`, and shims from the running binary.
@@ -53,13 +60,14 @@ impl Config {
             network,
             streaming_listen: ([127, 0, 0, 1], 0).into(),
             shim_exe: "/proc/self/exe".into(),
+            builtin_images: BTreeMap::new(),
         }
     }
 }
 
 /// Serves CRI until `shutdown`. Pods go on running afterwards and are found again by the next call.
 pub async fn serve(config: Config, shutdown: CancellationToken) -> Result<()> {
-    service::serve(config, shutdown).await
+    Service::open(config).await?.serve(shutdown).await
 }
 
 /// Ends every pod under this configuration and removes what they left: processes, cgroups, addresses,

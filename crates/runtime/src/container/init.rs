@@ -45,6 +45,7 @@ pub(crate) fn become_container(init: Init) -> Infallible {
     finish(&report.try_clone(), || {
         enter_cgroup(&placement)?;
         let spec: Spec = read(&spec)?;
+        let filter = read_filter(&spec.process)?;
         set_oom_score(&spec.process);
         if !join.is_empty() {
             nix::sched::setns(pause.as_fd(), join).map_err(|error| format!("join the pod's namespaces: {error}"))?;
@@ -54,9 +55,10 @@ pub(crate) fn become_container(init: Init) -> Infallible {
                 .map_err(|error| format!("new cgroup namespace: {error}"))?;
         }
         let sources = rootfs::open_sources(&spec, Some(&pause))?;
+        nix::sys::stat::umask(nix::sys::stat::Mode::empty()); // what is made below has the mode it asks for
         rootfs::enter(&spec)?;
         rootfs::populate(&spec, sources)?;
-        execute(&spec.process, stdio, report.as_fd(), |terminal| {
+        execute(&spec.process, &filter, stdio, report.as_fd(), |terminal| {
             if let Some(slave) = terminal {
                 rootfs::console(slave)?;
             }
@@ -71,6 +73,7 @@ pub(crate) fn become_exec(exec: Exec) -> Infallible {
     finish(&report.try_clone(), || {
         enter_cgroup(&placement)?;
         let process: Process = read(&process)?;
+        let filter = read_filter(&process)?;
         set_oom_score(&process);
         let namespaces = CloneFlags::CLONE_NEWNS
             | CloneFlags::CLONE_NEWNET
@@ -79,7 +82,7 @@ pub(crate) fn become_exec(exec: Exec) -> Infallible {
             | CloneFlags::CLONE_NEWCGROUP;
         nix::sched::setns(container.as_fd(), namespaces)
             .map_err(|error| format!("join the container's namespaces: {error}"))?;
-        execute(&process, stdio, report.as_fd(), |_| Ok(()))
+        execute(&process, &filter, stdio, report.as_fd(), |_| Ok(()))
     })
 }
 
@@ -102,6 +105,12 @@ fn enter_cgroup(placement: &Placement) -> Result<(), String> {
 fn read<T: serde::de::DeserializeOwned>(path: &std::path::Path) -> Result<T, String> {
     let bytes = std::fs::read(path).map_err(|error| format!("read {}: {error}", path.display()))?;
     serde_json::from_slice(&bytes).map_err(|error| format!("parse {}: {error}", path.display()))
+}
+
+/// Read while the host's files are still there.
+fn read_filter(process: &Process) -> Result<Vec<u64>, String> {
+    let Some(path) = &process.seccomp else { return Ok(Vec::new()) };
+    super::seccomp::read(path).map_err(|error| format!("read the seccomp filter {}: {error}", path.display()))
 }
 
 /// Raising the score is always allowed; lowering it takes CAP_SYS_RESOURCE, without which the process

@@ -40,11 +40,11 @@ pub(crate) enum Report {
 /// `before_rights` runs with stdio in place and all rights still held.
 pub(crate) fn execute(
     process: &Process,
+    filter: &[u64],
     stdio: Stdio,
     report: BorrowedFd,
     before_rights: impl FnOnce(Option<&OwnedFd>) -> Result<(), String>,
 ) -> Result<Infallible, String> {
-    let filter = process.seccomp.as_ref().map(|path| super::seccomp::read(path)).transpose();
     let identity = user::resolve(&process.user)?;
     send(report, &Report::Identity(identity.clone()), &[])?;
     let _ = nix::unistd::setsid();
@@ -52,7 +52,7 @@ pub(crate) fn execute(
     before_rights(slave.as_ref())?;
     nix::sys::stat::umask(Mode::from_bits_truncate(0o022));
     let entered_before = nix::unistd::chdir(&process.cwd).is_ok();
-    drop_rights(process, &identity, &filter.map_err(|e| format!("read the seccomp filter: {e}"))?.unwrap_or_default())?;
+    drop_rights(process, &identity, filter)?;
     if !entered_before {
         // A directory that only the user may enter, such as one on a root-squashed share.
         nix::unistd::chdir(&process.cwd).map_err(|e| {

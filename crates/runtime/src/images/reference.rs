@@ -39,7 +39,7 @@ mod tests {
         for (name, expected) in cases {
             assert_eq!(normalize(name).unwrap(), expected);
         }
-        assert!(normalize("UPPER/case").is_err());
+        assert!(normalize("library/UPPER").is_err());
         assert_eq!(repository("127.0.0.1:5000/app:v1"), "127.0.0.1:5000/app");
         assert_eq!(repository("127.0.0.1:5000/app"), "127.0.0.1:5000/app");
     }

@@ -97,7 +97,10 @@ impl ImageService for Api {
             // One pull of a name at a time; those who waited find all layers there.
             let turn = runtime.pulls.lock().entry(full.clone()).or_default().clone();
             let _turn = turn.lock().await;
-            let pulled = runtime.images.pull(&full, credentials).await;
+            let pulled = match runtime.config.builtin_images.get(&full) {
+                Some(write) => builtin(&runtime, full.clone(), write.clone()).await,
+                None => runtime.images.pull(&full, credentials).await,
+            };
             runtime.pulls.lock().retain(|_, turn| Arc::strong_count(turn) > 1);
             pulled
         });
@@ -124,4 +127,19 @@ impl ImageService for Api {
         let usage = blocking(move || runtime.image_filesystem()).await?.into_inner();
         answer(Ok(ImageFsInfoResponse { image_filesystems: vec![usage.clone()], container_filesystems: vec![usage] }))
     }
+}
+
+/// An image that this process writes itself: packed at its first use.
+async fn builtin(runtime: &Arc<Runtime>, name: String, write: crate::WriteImage) -> anyhow::Result<Image> {
+    let runtime = runtime.clone();
+    let pack = move || {
+        if let Some(image) = runtime.images.get(&name)? {
+            return Ok(image);
+        }
+        let archive = runtime.config.state.join("builtin.tar");
+        let imported = write(&archive).and_then(|()| runtime.images.import(&archive));
+        let _ = std::fs::remove_file(&archive);
+        imported?.pop().ok_or_else(|| anyhow::anyhow!("{name}: the archive holds no image"))
+    };
+    tokio::task::spawn_blocking(pack).await?
 }

@@ -19,6 +19,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use cri::v1::image_service_server::ImageServiceServer;
@@ -34,11 +35,15 @@ use crate::Config;
 use crate::cgroup::Cgroups;
 use crate::images::Images;
 use crate::shim::log::now;
+use crate::streaming::Streams;
 use records::{ContainerRecord, PodRecord};
 use shims::Spawner;
 
 /// Events kept for a slow reader of `GetContainerEvents`; it loses the oldest beyond that.
 const EVENTS: usize = 1024;
+
+/// Calls in progress get this long after a shutdown is asked for.
+const DRAIN: Duration = Duration::from_secs(2);
 
 pub(crate) struct Runtime {
     config: Config,
@@ -226,35 +231,48 @@ fn new_id() -> String {
     format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple())
 }
 
-pub(crate) async fn serve(config: Config, shutdown: CancellationToken) -> Result<()> {
-    let socket = config.socket.clone();
-    let runtime = tokio::task::spawn_blocking({
-        let config = config.clone();
-        move || Runtime::open(config)
-    })
-    .await??;
-    runtime.spawner.warm_up()?;
-    runtime.reattach().await;
-    let listener = listen(&socket)?;
-    tracing::info!(socket = %socket.display(), "runtime serves CRI");
-    let limit = cri::MAX_MESSAGE_BYTES;
-    let runtime_service = RuntimeServiceServer::new(api::Api(runtime.clone()))
-        .max_decoding_message_size(limit)
-        .max_encoding_message_size(limit);
-    let image_service = ImageServiceServer::new(images::Api(runtime.clone()))
-        .max_decoding_message_size(limit)
-        .max_encoding_message_size(limit);
-    let served = tonic::transport::Server::builder()
-        .add_service(runtime_service)
-        .add_service(image_service)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown.clone().cancelled_owned());
-    // Event streams never end by themselves: the shutdown is not to wait for their readers.
-    let result = tokio::select! {
-        result = served => result.context("serve CRI"),
-        () = async { shutdown.cancelled().await; tokio::time::sleep(std::time::Duration::from_secs(2)).await } => Ok(()),
-    };
-    let _ = std::fs::remove_file(&socket);
-    result
+/// An opened runtime: pods of an earlier one are found again, CRI is not served yet.
+pub struct Service {
+    runtime: Arc<Runtime>,
+}
+
+impl Service {
+    pub async fn open(config: Config) -> Result<Service> {
+        let runtime = tokio::task::spawn_blocking(move || Runtime::open(config)).await??;
+        runtime.spawner.warm_up()?;
+        runtime.reattach().await;
+        Ok(Service { runtime })
+    }
+
+    /// Exec, attach and port-forward, for a streaming server.
+    pub fn streams(&self) -> Arc<dyn Streams> {
+        Arc::new(exec::Sessions(self.runtime.clone()))
+    }
+
+    /// Serves CRI on the configured socket until `shutdown`.
+    pub async fn serve(self, shutdown: CancellationToken) -> Result<()> {
+        let socket = self.runtime.config.socket.clone();
+        let listener = listen(&socket)?;
+        tracing::info!(socket = %socket.display(), "runtime serves CRI");
+        let limit = cri::MAX_MESSAGE_BYTES;
+        let pods = RuntimeServiceServer::new(api::Api(self.runtime.clone()));
+        let images = ImageServiceServer::new(images::Api(self.runtime.clone()));
+        let served = tonic::transport::Server::builder()
+            .add_service(pods.max_decoding_message_size(limit).max_encoding_message_size(limit))
+            .add_service(images.max_decoding_message_size(limit).max_encoding_message_size(limit))
+            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown.clone().cancelled_owned());
+        // Event streams never end by themselves: the shutdown is not to wait for their readers.
+        let drained = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(DRAIN).await;
+        };
+        let result = tokio::select! {
+            result = served => result.context("serve CRI"),
+            () = drained => Ok(()),
+        };
+        let _ = std::fs::remove_file(&socket);
+        result
+    }
 }
 
 fn listen(path: &std::path::Path) -> Result<UnixListener> {
@@ -272,15 +290,12 @@ fn listen(path: &std::path::Path) -> Result<UnixListener> {
 
 pub(crate) async fn remove_all(config: Config) -> Result<()> {
     let runtime = Runtime::open(config)?;
+    runtime.reattach().await;
     let pods: Vec<Arc<Pod>> = runtime.pods.lock().values().cloned().collect();
     for pod in pods {
         runtime.remove_pod(&pod.id).await?;
     }
     let root = runtime.config.cgroup_root.clone();
-    runtime
-        .cgroups
-        .destroy(&root, std::time::Duration::from_secs(10))
-        .await
-        .with_context(|| format!("remove cgroup {root}"))?;
+    runtime.cgroups.destroy(&root, Duration::from_secs(10)).await.with_context(|| format!("remove cgroup {root}"))?;
     Ok(())
 }

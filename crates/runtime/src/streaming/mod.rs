@@ -4,9 +4,24 @@
 //! Knows nothing of containers beyond their ids: whoever implements [`Streams`] does the work. CRI
 //! answers `Exec` with a URL instead of a stream, which is why a server stands beside the service.
 
+mod command;
+mod handshake;
+mod outlet;
+mod portforward;
+mod server;
+mod session;
+mod spdy;
+mod tokens;
+mod websocket;
+
+#[cfg(test)]
+mod tests;
+
 use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
+
+pub use server::{Limits, Server};
 
 pub type BoxRead = Box<dyn AsyncRead + Send + Unpin>;
 pub type BoxWrite = Box<dyn AsyncWrite + Send + Unpin>;
@@ -36,6 +51,9 @@ pub enum StreamError {
 }
 
 /// What the streaming server needs done.
+///
+/// When the client leaves, `stdin` ends and writes fail with `BrokenPipe`; a future that has not
+/// ended some seconds later is dropped. Neither is a reason to kill what runs in the container.
 #[async_trait]
 pub trait Streams: Send + Sync + 'static {
     /// Runs a command in a running container until it exits; the answer is its exit code.
