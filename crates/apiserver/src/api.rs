@@ -37,6 +37,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_READS: usize = 400;
 const MAX_WRITES: usize = 200;
 
+/// A request that finds no room waits this long; how many wait is bounded by connections and streams.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// Everything a request may need. Built once; shared by all connections and in-process callers.
 pub struct Api {
     pub writer: Writer,
@@ -118,8 +121,7 @@ impl Api {
             return self.identified(info, query, request).await;
         }
         let (limit, verb) = if info.mutating() { (&self.writes, "write") } else { (&self.reads, "read") };
-        let permit = limit.try_acquire();
-        let Ok(_permit) = permit else {
+        let Ok(Ok(_permit)) = tokio::time::timeout(QUEUE_TIMEOUT, limit.acquire()).await else {
             tracing::warn!(verb, "too many requests at once; refusing one");
             return Err(ApiError::too_many_requests(
                 "The server is currently unable to handle the request due to too many requests; please try again later.",

@@ -135,7 +135,7 @@ pub async fn watch(context: &Context, resource: &'static dyn Resource) -> Result
         (true, None) => hub.consistent().await.map(|_| None)?,
         (true, Some(revision)) => hub.reach(revision).await.map(|()| None)?,
         // A watch of the future waits for it: the client has seen a write this cache has not.
-        (false, Some(revision)) => Some(revision),
+        (false, Some(revision)) => hub.reach(revision).await.map(|()| Some(revision))?,
         (false, None) => Some(hub.consistent().await?),
     };
     let registered = hub.watch(&cache, filter, from).await;

@@ -154,3 +154,20 @@ async fn big_lists_are_compressed() {
     assert_eq!(text, plain.text);
     assert!(bytes.len() < text.len() / 10);
 }
+
+#[tokio::test]
+async fn one_broken_object_hides_nothing() {
+    let cluster = Cluster::start().await;
+    maps(&cluster, &["a"]).await;
+    let mut watch = cluster.watch(&format!("{MAPS}?watch=1")).await;
+    assert_eq!(watch.told().await, "ADDED a");
+    for value in ["not JSON", r#"{"metadata":{"labels":7}}"#] {
+        let put = store::Write::Put { key: "/registry/configmaps/default/b".into(), value: value.into(), lease: 0 };
+        cluster.store.txn(store::Txn { compares: vec![], writes: vec![put] }).await.unwrap();
+    }
+    maps(&cluster, &["c"]).await;
+    assert_eq!(names(&cluster.get(MAPS).await.expect(200)), ["a", "c"]);
+    assert_eq!(watch.told().await, "ADDED c");
+    let cluster = cluster.restart().await;
+    assert_eq!(names(&cluster.get(MAPS).await.expect(200)), ["a", "c"]);
+}

@@ -74,10 +74,14 @@ async fn tokens_are_issued() {
 #[tokio::test]
 async fn the_kubernetes_service_leads_here() {
     let cluster = Cluster::advertising("192.0.2.7:6443").await;
-    let mut slices =
-        cluster.watch("/apis/discovery.k8s.io/v1/endpointslices?watch=1&labelSelector=kubernetes.io/service-name%3Dkubernetes").await;
+    let mut slices = cluster
+        .watch("/apis/discovery.k8s.io/v1/endpointslices?watch=1&labelSelector=kubernetes.io/service-name%3Dkubernetes")
+        .await;
     let slice = slices.next().await.unwrap();
-    assert_eq!((&slice["object"]["endpoints"][0]["addresses"], &slice["object"]["ports"][0]["port"]), (&json!(["192.0.2.7"]), &json!(6443)));
+    assert_eq!(
+        (&slice["object"]["endpoints"][0]["addresses"], &slice["object"]["ports"][0]["port"]),
+        (&json!(["192.0.2.7"]), &json!(6443))
+    );
     let mut endpoints = cluster.watch("/api/v1/namespaces/default/endpoints?watch=1").await;
     assert_eq!(endpoints.next().await.unwrap()["object"]["subsets"][0]["addresses"][0]["ip"], "192.0.2.7");
     let service = cluster.get("/api/v1/namespaces/default/services/kubernetes").await.expect(200);
