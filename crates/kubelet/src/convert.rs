@@ -50,6 +50,12 @@ fn hostname(pod: &Pod, config: &Config) -> Result<String, String> {
 /// `host_resolv` is the text of the host's resolv.conf.
 pub fn sandbox(pod: &Pod, config: &Config, attempt: u32, host_resolv: &str) -> Result<v1::PodSandboxConfig, String> {
     let spec = pod::spec(pod);
+    if spec.host_users == Some(false) {
+        return Err("user namespaces (hostUsers: false) are not supported by this node".to_owned());
+    }
+    if spec.resource_claims.as_ref().is_some_and(|claims| !claims.is_empty()) {
+        return Err("resource claims are not supported by this node".to_owned());
+    }
     let servers: Vec<String> = config.cluster_dns.iter().map(ToString::to_string).collect();
     let mut labels = identity(pod);
     labels.extend(pod.metadata.labels.iter().flatten().map(|(key, value)| (key.clone(), value.clone())));

@@ -16,9 +16,7 @@ pub async fn events(pods: Arc<Pods>) {
         match pods.shared().cri.events().await {
             Ok(mut stream) => {
                 // What happened before the stream began is in the listing.
-                if let Err(error) = pods.relist().await {
-                    tracing::warn!(%error, "cannot list the runtime's pods");
-                }
+                pods.relist().await;
                 delay = Duration::from_millis(50);
                 loop {
                     match stream.message().await {
@@ -42,9 +40,7 @@ pub async fn events(pods: Arc<Pods>) {
 pub async fn relist(pods: Arc<Pods>) {
     loop {
         tokio::time::sleep(pods.shared().config.relist_interval).await;
-        if let Err(error) = pods.relist().await {
-            tracing::warn!(%error, "cannot list the runtime's pods");
-        }
+        pods.relist().await;
     }
 }
 

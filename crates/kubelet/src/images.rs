@@ -42,11 +42,19 @@ pub enum Progress {
     BackOff,
 }
 
+/// The last failure of a pull; its error is repeated while waiting.
+#[derive(Default)]
+struct FailedPull {
+    backoff: Backoff,
+    at: Timestamp,
+    error: String,
+}
+
 pub struct Images {
     cri: Cri,
     pulls: Semaphore,
-    /// By pod uid and image; the last error is repeated while waiting.
-    backoffs: Mutex<BTreeMap<(String, String), (Backoff, Timestamp, String)>>,
+    /// By pod uid and image.
+    backoffs: Mutex<BTreeMap<(String, String), FailedPull>>,
     /// When unused images were first seen, and used ones last.
     seen: Mutex<BTreeMap<String, (Timestamp, Timestamp)>>,
 }
@@ -127,9 +135,10 @@ impl Images {
             Err(error) => {
                 let now = Timestamp::now();
                 let mut backoffs = self.backoffs.lock();
-                let entry = backoffs.entry(key).or_insert_with(|| (Backoff::default(), now, String::new()));
-                entry.0.next(now, now);
-                (entry.1, entry.2) = (now, error.clone());
+                let failed = backoffs.entry(key).or_default();
+                failed.backoff.next(now, now);
+                (failed.at, failed.error) = (now, error.clone());
+                drop(backoffs);
                 report(Progress::Failed("Failed", format!("Failed to pull image \"{image}\": {error}")));
                 report(Progress::Failed("Failed", "Error: ErrImagePull".to_owned()));
                 Err(ImageError { reason: "ErrImagePull", message: error })
@@ -139,15 +148,15 @@ impl Images {
 
     fn backing_off(&self, key: &(String, String)) -> Option<String> {
         let backoffs = self.backoffs.lock();
-        let (backoff, failed, message) = backoffs.get(key)?;
-        backoff.until(*failed, Timestamp::now()).map(|_| message.clone())
+        let failed = backoffs.get(key)?;
+        failed.backoff.until(failed.at, Timestamp::now()).map(|_| failed.error.clone())
     }
 
     /// When the next pull of this image for this pod may happen.
     pub fn retry_at(&self, uid: &str, image: &str) -> Option<Timestamp> {
         let backoffs = self.backoffs.lock();
-        let (backoff, failed, _) = backoffs.get(&(uid.to_owned(), image.to_owned()))?;
-        backoff.until(*failed, Timestamp::now())
+        let failed = backoffs.get(&(uid.to_owned(), image.to_owned()))?;
+        failed.backoff.until(failed.at, Timestamp::now())
     }
 
     pub fn forget_pod(&self, uid: &str) {

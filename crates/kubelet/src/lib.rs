@@ -105,6 +105,8 @@ async fn serve(config: Config, informers: Informers, shutdown: CancellationToken
         tasks.spawn(server::serve(listener, pods.clone()));
     }
     if shared.config.manifest_dir.is_some() {
+        // Before the API's pods: what static pods left running is theirs, and their mirrors are known.
+        mirrors.scan().await;
         tasks.spawn(static_pods::run(mirrors.clone(), node.clone()));
     }
     let follow = follow_pods(&informers, &pods, &mirrors, node);

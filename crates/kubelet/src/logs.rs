@@ -50,7 +50,7 @@ impl Formatter {
 
     /// Appends one raw line (without its newline); false once the limit is reached.
     fn push(&mut self, line: &[u8], output: &mut BytesMut) -> bool {
-        let Some((time, stream, tag, content)) = split(line) else { return true };
+        let Some([time, stream, tag, content]) = split(line) else { return true };
         if self.options.stream.is_some_and(|wanted| wanted.as_bytes() != stream) {
             return true;
         }
@@ -79,9 +79,9 @@ impl Formatter {
     }
 }
 
-fn split(line: &[u8]) -> Option<(&[u8], &[u8], &[u8], &[u8])> {
+fn split(line: &[u8]) -> Option<[&[u8]; 4]> {
     let mut parts = line.splitn(4, |&byte| byte == b' ');
-    Some((parts.next()?, parts.next()?, parts.next()?, parts.next()?))
+    Some([parts.next()?, parts.next()?, parts.next()?, parts.next()?])
 }
 
 /// Sends a log to `output`; a follower ends with the file once `running` says no more will come.

@@ -426,9 +426,7 @@ async fn renew(api: &Api<Lease>, config: &Config, node: Option<&Node>) -> Result
                 owner_references: owner.map(|owner| vec![owner]),
                 ..ObjectMeta::default()
             };
-            api.create(&PostParams::default(), &Lease { metadata, spec: Some(spec), ..Default::default() })
-                .await
-                .map(drop)
+            api.create(&PostParams::default(), &Lease { metadata, spec: Some(spec) }).await.map(drop)
         }
         result => result.map(drop),
     }

@@ -133,16 +133,17 @@ impl Job {
             return Err(self.failed("RunContainerError", error.to_string(), instance));
         }
         tell("Started", format!("Container started: {name}"));
-        if let Some(hook) = member.container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref()) {
-            if let Err(error) = self.hook(hook, &id, &member, Duration::from_secs(86_400)).await {
-                tracing::warn!(pod = pod::full_name(&pod), container = name, error, "postStart hook failed");
-                warn("FailedPostStartHook", "PostStartHook failed".to_owned());
-                tell("Killing", format!("Container {name} failed postStart hook"));
-                let grace = pod::spec(&pod).termination_grace_period_seconds.unwrap_or(30);
-                let _ = self.shared.cri.stop_container(&id, grace).await;
-                let instance = self.instance(&id, &sandbox_id).await.ok();
-                return Err(self.failed("PostStartHookError", error, instance));
-            }
+        let hook = member.container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref());
+        if let Some(hook) = hook
+            && let Err(error) = self.hook(hook, &id, &member, Duration::from_secs(86_400)).await
+        {
+            tracing::warn!(pod = pod::full_name(&pod), container = name, error, "postStart hook failed");
+            warn("FailedPostStartHook", "PostStartHook failed".to_owned());
+            tell("Killing", format!("Container {name} failed postStart hook"));
+            let grace = pod::spec(&pod).termination_grace_period_seconds.unwrap_or(30);
+            let _ = self.shared.cri.stop_container(&id, grace).await;
+            let instance = self.instance(&id, &sandbox_id).await.ok();
+            return Err(self.failed("PostStartHookError", error, instance));
         }
         self.instance(&id, &sandbox_id).await.map_err(|error| self.failed("RunContainerError", error.to_string(), None))
     }

@@ -24,6 +24,8 @@ pub enum Operation {
     Kill(String),
     StopSandbox(String),
     TearDown,
+    /// A full look at what the runtime holds: nothing is made meanwhile, or it would seem lost.
+    Relist,
 }
 
 /// How far the pod's life has come.
@@ -120,6 +122,7 @@ pub const MINIMUM_GRACE: i64 = 2;
 pub fn plan(view: &View<'_>) -> Vec<Action> {
     let mut planner = Planner { view, members: pod::members(view.pod), actions: Vec::new() };
     match view.stage {
+        _ if view.busy.contains(&Operation::Relist) => {}
         Stage::Running => planner.run(),
         Stage::Terminating { deadline } => planner.terminate(*deadline),
         Stage::Finished => {}
@@ -291,6 +294,10 @@ impl<'a> Planner<'a> {
     /// Starts the next instance, or waits for its time.
     fn start_again(&mut self, index: usize) {
         let name = self.members[index].name().to_owned();
+        // The back-off of a start under way is for the one after it.
+        if self.is_busy(&Operation::Start(name.clone())) {
+            return;
+        }
         let track = self.view.tracks.get(&name);
         let latest = self.view.runtime.latest(&name);
         let attempt = match latest {
@@ -351,7 +358,11 @@ impl<'a> Planner<'a> {
         };
         if !victims.is_empty() {
             victims.into_iter().for_each(|instance| self.kill(instance, grace, KillReason::PodEnds));
-            return self.actions.push(Action::WakeAt(deadline));
+            // Past the deadline nothing changes by waiting for it.
+            if deadline > self.view.now {
+                self.actions.push(Action::WakeAt(deadline));
+            }
+            return;
         }
         if !self.view.busy.is_empty() {
             return;

@@ -29,11 +29,13 @@ pub struct Pods {
     workers: Mutex<HashMap<String, Handle>>,
     /// What earlier kubelets left in the runtime, until the pods that own it are known.
     left: Mutex<BTreeMap<String, Runtime>>,
+    /// Pods that were refused, until the API shows it.
+    rejected: Mutex<HashSet<String>>,
 }
 
 impl Pods {
     pub fn new(shared: Arc<Shared>, left: BTreeMap<String, Runtime>) -> Arc<Pods> {
-        Arc::new(Pods { shared, workers: Mutex::default(), left: Mutex::new(left) })
+        Arc::new(Pods { shared, workers: Mutex::default(), left: Mutex::new(left), rejected: Mutex::default() })
     }
 
     /// A pod that is bound to this node, or that changed.
@@ -42,6 +44,9 @@ impl Pods {
         let inbox = self.workers.lock().get(&uid).map(|handle| handle.inbox.clone());
         if let Some(inbox) = inbox {
             let _ = inbox.send(Message::Pod(pod)).await;
+            return;
+        }
+        if self.rejected.lock().contains(&uid) && !pod::is_terminal(&pod) && pod.metadata.deletion_timestamp.is_none() {
             return;
         }
         let runtime = self.left.lock().remove(&uid).unwrap_or_default();
@@ -83,6 +88,7 @@ impl Pods {
     }
 
     fn reject(&self, pod: Arc<Pod>, refusal: &admit::Refusal) {
+        self.rejected.lock().insert(pod::uid(&pod).to_owned());
         self.shared.event(&pod, Warning, refusal.reason, refusal.message.clone());
         let now = jiff::Timestamp::now();
         let status = status::rejected(&pod, refusal.reason, &refusal.message, now);
@@ -97,6 +103,7 @@ impl Pods {
 
     /// A pod the API no longer has.
     pub async fn remove(&self, pod: &Pod) {
+        self.rejected.lock().remove(pod::uid(pod));
         self.send(pod::uid(pod), Message::Gone).await;
     }
 
@@ -123,33 +130,22 @@ impl Pods {
         self.send(&uid, message).await;
     }
 
-    /// Asks about the pod of one container; of all pods if nobody is known to own it.
+    /// Has the pod of one container ask the runtime; all pods if nobody is known to own it.
     async fn relist_owner(&self, id: &str) {
         let snapshots = self.snapshots();
         let owner = snapshots.iter().find(|snapshot| snapshot.runtime.by_id(id).is_some());
-        let result = match owner.map(|snapshot| pod::uid(&snapshot.pod)) {
-            Some(uid) => match self.shared.cri.pod(uid).await {
-                Ok(listing) => {
-                    self.send(uid, Message::Listed(listing)).await;
-                    Ok(())
-                }
-                Err(error) => Err(error),
-            },
+        match owner {
+            Some(snapshot) => self.send(pod::uid(&snapshot.pod), Message::Relist).await,
             None => self.relist().await,
-        };
-        if let Err(error) = result {
-            tracing::warn!(%error, "cannot list a pod after an event");
         }
     }
 
-    /// Compares everything with the runtime: after a lost event stream, and now and then.
-    pub async fn relist(&self) -> Result<(), crate::cri_client::CriError> {
+    /// Has every pod compare itself with the runtime: after a lost event stream, and now and then.
+    pub async fn relist(&self) {
         let uids: Vec<String> = self.workers.lock().keys().cloned().collect();
         for uid in uids {
-            let listing = self.shared.cri.pod(&uid).await?;
-            self.send(&uid, Message::Listed(listing)).await;
+            self.send(&uid, Message::Relist).await;
         }
-        Ok(())
     }
 
     pub fn snapshots(&self) -> Vec<Snapshot> {

@@ -202,12 +202,10 @@ impl Runtime {
         self.sandboxes.retain(|sandbox| sandbox.id != id);
     }
 
-    /// Takes a complete listing: what it lacks no longer exists.
-    pub fn replace(&mut self, listing: Runtime) {
+    /// Forgets what a complete listing lacks.
+    pub fn retain(&mut self, listing: &Runtime) {
         self.sandboxes.retain(|known| listing.sandboxes.iter().any(|sandbox| sandbox.id == known.id));
         self.instances.retain(|known| listing.instances.iter().any(|instance| instance.id == known.id));
-        listing.sandboxes.into_iter().for_each(|sandbox| self.observe_sandbox(sandbox));
-        listing.instances.into_iter().for_each(|instance| self.observe(instance));
     }
 
     /// Dead instances beyond the newest `keep` of each container, and those of no container.

@@ -24,12 +24,44 @@ const MANIFEST_BYTES: u64 = 10 << 20;
 /// The static pods by uid, and the uids of their mirrors.
 pub struct Mirrors {
     pods: Arc<Pods>,
-    known: Mutex<BTreeMap<String, (Arc<Pod>, Option<String>)>>,
+    known: Mutex<BTreeMap<String, Known>>,
 }
+
+/// A static pod and its mirror's uid.
+type Known = (Arc<Pod>, Option<String>);
 
 impl Mirrors {
     pub fn new(pods: Arc<Pods>) -> Arc<Mirrors> {
         Arc::new(Mirrors { pods, known: Mutex::default() })
+    }
+
+    /// Starts the pods of new manifests, and ends those whose manifest is gone.
+    pub async fn scan(&self) {
+        let config = &self.pods.shared().config;
+        let Some(directory) = &config.manifest_dir else { return };
+        let (found, errors) = scan(directory, &config.node_name);
+        for error in errors {
+            tracing::warn!(error, "static pod manifest ignored");
+        }
+        let gone: Vec<Arc<Pod>> = {
+            let mut known = self.known.lock();
+            let gone =
+                known.iter().filter(|(uid, _)| !found.contains_key(*uid)).map(|(_, (pod, _))| pod.clone()).collect();
+            known.retain(|uid, _| found.contains_key(uid));
+            gone
+        };
+        for pod in gone {
+            self.pods.remove(&pod).await;
+            self.delete(&pod).await;
+        }
+        for (uid, pod) in found {
+            let pod = Arc::new(pod);
+            let new = !self.known.lock().contains_key(&uid);
+            if new {
+                self.known.lock().insert(uid, (pod.clone(), None));
+                self.pods.put(pod, None).await;
+            }
+        }
     }
 
     /// The API has, or no longer has, a mirror.
@@ -61,7 +93,7 @@ impl Mirrors {
 
     /// Paints the mirrors that are missing.
     async fn paint(&self, node: Option<&Node>) {
-        let known: Vec<(Arc<Pod>, Option<String>)> = self.known.lock().values().cloned().collect();
+        let known: Vec<Known> = self.known.lock().values().cloned().collect();
         for (pod, _) in known.into_iter().filter(|(_, mirror)| mirror.is_none()) {
             let api: Api<Pod> = Api::namespaced(self.pods.shared().client.clone(), pod::namespace(&pod));
             match api.create(&PostParams::default(), &picture(&pod, node)).await {
@@ -101,37 +133,13 @@ fn picture(pod: &Pod, node: Option<&Node>) -> Pod {
 
 /// Follows the manifest directory.
 pub async fn run(mirrors: Arc<Mirrors>, node: watch::Receiver<Option<Arc<Node>>>) {
-    let config = mirrors.pods.shared().config.clone();
-    let Some(directory) = config.manifest_dir else { return std::future::pending().await };
     loop {
-        let (found, errors) = scan(&directory, &config.node_name);
-        for error in errors {
-            tracing::warn!(error, "static pod manifest ignored");
-        }
-        let gone: Vec<Arc<Pod>> = {
-            let mut known = mirrors.known.lock();
-            let gone =
-                known.iter().filter(|(uid, _)| !found.contains_key(*uid)).map(|(_, (pod, _))| pod.clone()).collect();
-            known.retain(|uid, _| found.contains_key(uid));
-            gone
-        };
-        for pod in gone {
-            mirrors.pods.remove(&pod).await;
-            mirrors.delete(&pod).await;
-        }
-        for (uid, pod) in found {
-            let pod = Arc::new(pod);
-            let new = !mirrors.known.lock().contains_key(&uid);
-            if new {
-                mirrors.known.lock().insert(uid, (pod.clone(), None));
-                mirrors.pods.put(pod, None).await;
-            }
-        }
         let current = node.borrow().clone();
         if current.is_some() {
             mirrors.paint(current.as_deref()).await;
         }
         tokio::time::sleep(SCAN).await;
+        mirrors.scan().await;
     }
 }
 

@@ -41,8 +41,8 @@ pub enum Message {
         instances: Vec<Instance>,
         deleted: Option<String>,
     },
-    /// A complete listing.
-    Listed(Runtime),
+    /// Something may have been missed: ask the runtime for everything.
+    Relist,
     Probe {
         id: String,
         kind: ProbeKind,
@@ -69,6 +69,7 @@ enum Done {
     Killed(Option<Instance>),
     SandboxStopped(Result<(), String>),
     TornDown(Result<(), String>),
+    Listed(Result<Runtime, String>),
 }
 
 pub struct Worker {
@@ -97,6 +98,7 @@ pub struct Worker {
     volumes_ready: bool,
     volumes_stale: bool,
     last: PodStatus,
+    relist_wanted: bool,
     gone: bool,
     deleting: bool,
 }
@@ -143,18 +145,24 @@ impl Worker {
             volumes_ready: false,
             volumes_stale: false,
             last,
+            relist_wanted: false,
             gone: false,
             deleting: false,
             shared,
             pod,
         };
-        worker.adopt(runtime);
+        worker.take_over(runtime);
         worker
     }
 
-    /// Takes over what is there: a container that the API called ready stays so until probed.
     fn adopt(&mut self, runtime: Runtime) {
-        self.runtime = runtime;
+        runtime.sandboxes.into_iter().for_each(|sandbox| self.runtime.observe_sandbox(sandbox));
+        runtime.instances.into_iter().for_each(|instance| self.observe(instance));
+    }
+
+    /// Takes over from an earlier kubelet: a container that the API called ready stays so until probed.
+    fn take_over(&mut self, runtime: Runtime) {
+        self.adopt(runtime);
         for member in pod::members(&self.pod) {
             let running = self.runtime.latest(member.name()).filter(|instance| instance.state == RunState::Running);
             let status = pod::container_status(&self.last, member.name());
@@ -224,12 +232,7 @@ impl Worker {
                     self.runtime.forget(&id);
                 }
             }
-            // What is being made right now may be missing from a listing.
-            Message::Listed(listing) if self.busy.is_empty() => self.runtime.replace(listing),
-            Message::Listed(listing) => {
-                listing.sandboxes.into_iter().for_each(|sandbox| self.runtime.observe_sandbox(sandbox));
-                listing.instances.into_iter().for_each(|instance| self.observe(instance));
-            }
+            Message::Relist => self.relist_wanted = true,
             Message::Probe { id, kind, healthy } => {
                 if self.runtime.by_id(&id).is_some_and(|instance| instance.state == RunState::Running) {
                     self.probes.set(&id, kind, healthy);
@@ -333,6 +336,15 @@ impl Worker {
                 self.shared.event(&self.pod, Warning, "FailedKillPod", format!("error killing pod: {error}"));
                 self.failed(operation);
             }
+            Done::Listed(Ok(listing)) => {
+                self.runtime.retain(&listing);
+                self.adopt(listing);
+            }
+            Done::Listed(Err(error)) => {
+                tracing::warn!(pod = pod::full_name(&self.pod), error, "cannot list the pod");
+                self.relist_wanted = true;
+                self.failed(operation);
+            }
             Done::TornDown(Ok(())) => self.stage = Stage::Finished,
             Done::TornDown(Err(error)) => {
                 tracing::warn!(pod = pod::full_name(&self.pod), error, "cannot clean up");
@@ -397,7 +409,7 @@ impl Worker {
 
     /// Plans and acts until nothing is left to do now; returns when to look again.
     fn step(&mut self) -> Option<Timestamp> {
-        let mut wake = self.check_deadline();
+        let mut wake = earliest(self.check_deadline(), self.relist());
         let view = View {
             pod: &self.pod,
             runtime: &self.runtime,
@@ -425,6 +437,23 @@ impl Worker {
         self.adjust_probers();
         self.report();
         wake
+    }
+
+    /// Asks the runtime for everything once nothing else is under way.
+    fn relist(&mut self) -> Option<Timestamp> {
+        if !self.relist_wanted || !self.busy.is_empty() {
+            return None;
+        }
+        if let Some(&at) = self.retries.get(&Operation::Relist).filter(|at| **at > Timestamp::now()) {
+            return Some(at);
+        }
+        self.relist_wanted = false;
+        let (cri, uid) = (self.shared.cri.clone(), pod::uid(&self.pod).to_owned());
+        self.spawn(
+            Operation::Relist,
+            async move { Done::Listed(cri.pod(&uid).await.map_err(|error| error.to_string())) },
+        );
+        None
     }
 
     fn check_deadline(&mut self) -> Option<Timestamp> {

@@ -118,6 +118,7 @@ impl Cluster {
         config.pod_logs_dir = self.directory.path().join("logs");
         config.cgroup_mount = self.directory.path().join("no-cgroups");
         config.node_status_interval = Duration::from_millis(200);
+        config.manifest_dir = Some(self.directory.path().join("manifests"));
         let serving = self.pki.node_serving("test", &["test".into()], &[LOOPBACK.into()]).unwrap();
         config.server = Some(kubelet::Server {
             listen: (LOOPBACK, 0).into(),
@@ -406,5 +407,32 @@ async fn the_node_is_registered_and_alive() {
         cluster.cri.calls().contains(&"UpdateRuntimeConfig 10.42.7.0/24".to_owned()).then_some(())
     })
     .await;
+    kubelet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn static_pods_run_and_are_mirrored() {
+    let cluster = Cluster::start().await;
+    let manifests = cluster.directory.path().join("manifests");
+    std::fs::create_dir(&manifests).unwrap();
+    let manifest =
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: web}\nspec: {containers: [{name: c, image: 'app:1'}]}\n";
+    std::fs::write(manifests.join("web.yaml"), manifest).unwrap();
+    let kubelet = cluster.kubelet().await;
+    let exists = || async { cluster.api::<Pod>().get_opt("web-test").await.unwrap() };
+    wait("the mirror", async || exists().await).await;
+    let first = cluster.ready("web-test").await;
+    assert_eq!(cluster.cri.sandboxes(), 1);
+    // A mirror is only a picture.
+    cluster.api::<Pod>().delete("web-test", &DeleteParams::default().grace_period(0)).await.unwrap();
+    wait("another mirror", async || {
+        exists().await.filter(|pod| pod.metadata.uid.as_deref() != first["metadata"]["uid"].as_str())
+    })
+    .await;
+    cluster.ready("web-test").await;
+    assert_eq!(cluster.cri.calls().iter().filter(|call| call.starts_with("RunPodSandbox")).count(), 1);
+    std::fs::remove_file(manifests.join("web.yaml")).unwrap();
+    cluster.gone("web-test").await;
+    wait("an empty runtime", async || (cluster.cri.sandboxes() == 0).then_some(())).await;
     kubelet.stop().await;
 }

@@ -176,6 +176,7 @@ fn start(name: &str) -> Operation {
 #[test]
 fn a_new_pod_gets_volumes_and_a_sandbox_at_once() {
     Case::fresh(one()).expect(&["volumes", "sandbox 0"]);
+    Case::fresh(one()).busy(Operation::Relist).expect(&[]);
     Case::fresh(one()).busy(Operation::Volumes).busy(Operation::Sandbox).expect(&[]);
     let volumes_missing = Case::new(one()).with(|case| case.volumes_ready = false);
     volumes_missing.expect(&["volumes"]);
@@ -240,6 +241,7 @@ fn crashes_back_off() {
     crashed(1).expect(&["start a 1"]); // ten seconds have just passed
     crashed(2).expect(&["backoff a 10", "wake 10"]);
     crashed(9).expect(&["backoff a 290", "wake 290"]);
+    crashed(9).busy(start("a")).expect(&[]);
 }
 
 #[test]
@@ -325,7 +327,7 @@ fn ending_stops_apps_then_sidecars_then_the_sandbox() {
     begun().ending(30).expect(&["kill app-0 30 PodEnds", "wake 30"]);
     begun().busy(Operation::Kill("app-0".into())).ending(30).expect(&["wake 30"]);
     // Out of time, everything goes together.
-    begun().ending(-1).expect(&["kill app-0 0 PodEnds", "kill side-0 0 PodEnds", "wake -1"]);
+    begun().ending(-1).expect(&["kill app-0 0 PodEnds", "kill side-0 0 PodEnds"]);
     let side_left = || Case::new(staged("Always")).exited("first", 0).running("side").exited("app", 0);
     side_left().ending(20).expect(&["kill side-0 20 PodEnds", "wake 20"]);
     // A start under way may still bring a container: nothing is taken away beneath it.

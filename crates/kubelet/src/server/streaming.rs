@@ -145,3 +145,56 @@ async fn hand_through(url: &str, mut request: Request) -> Result<Response, Failu
     });
     Ok(response.map(|_| Body::empty()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    async fn read_head(stream: &mut TcpStream) -> String {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(stream.read_u8().await.unwrap());
+        }
+        String::from_utf8(head).unwrap().to_lowercase()
+    }
+
+    #[tokio::test]
+    async fn an_upgraded_connection_is_a_pipe() {
+        let runtime = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/exec/once", runtime.local_addr().unwrap());
+        tokio::spawn(async move {
+            let (mut stream, _) = runtime.accept().await.unwrap();
+            let head = read_head(&mut stream).await;
+            assert!(head.starts_with("post /exec/once http/1.1\r\n") && head.contains("upgrade: spdy/3.1"), "{head}");
+            assert!(
+                head.contains("x-stream-protocol-version: v4.channel.k8s.io") && !head.contains("secret"),
+                "{head}"
+            );
+            let answer = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\r\nhello";
+            stream.write_all(answer.as_bytes()).await.unwrap();
+            let (mut read, mut write) = stream.split();
+            tokio::io::copy(&mut read, &mut write).await.unwrap();
+        });
+        let kubelet = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = kubelet.local_addr().unwrap();
+        let app =
+            axum::Router::new().fallback(move |request: Request| async move { hand_through(&url, request).await });
+        tokio::spawn(async move {
+            let (stream, _) = kubelet.accept().await.unwrap();
+            let service = hyper_util::service::TowerToHyperService::new(app);
+            let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            connection.with_upgrades().await.unwrap();
+        });
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let request = "POST /exec/a/b/c HTTP/1.1\r\nHost: k\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\
+            X-Stream-Protocol-Version: v4.channel.k8s.io\r\nAuthorization: Bearer secret\r\n\r\n";
+        client.write_all(request.as_bytes()).await.unwrap();
+        assert!(read_head(&mut client).await.starts_with("http/1.1 101"));
+        client.write_all(b" there").await.unwrap();
+        let mut echoed = [0; 11];
+        client.read_exact(&mut echoed).await.unwrap();
+        assert_eq!(&echoed, b"hello there");
+    }
+}

@@ -79,7 +79,9 @@ fn spec(policy: &str, init: &[&str], apps: &[&str]) -> Value {
 
 #[test]
 fn phases() {
-    let table: &[(&str, &[&str], &[&str], &[&str], bool, &str)] = &[
+    type Row =
+        (&'static str, &'static [&'static str], &'static [&'static str], &'static [&'static str], bool, &'static str);
+    let table: &[Row] = &[
         ("Always", &[], &["a"], &[], false, "Pending"),
         ("Always", &[], &["a", "b"], &["a running"], false, "Pending"),
         ("Always", &[], &["a", "b"], &["a running", "b running"], false, "Running"),

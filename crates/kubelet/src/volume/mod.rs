@@ -119,6 +119,9 @@ pub fn mounts(
     hosts: &str,
 ) -> Result<Vec<v1::Mount>, String> {
     let container = &member.container;
+    if container.volume_devices.as_ref().is_some_and(|devices| !devices.is_empty()) {
+        return Err("block volumes (volumeDevices) are not supported by this node".to_owned());
+    }
     let mut mounts = Vec::new();
     for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
         mounts.push(volume_mount(config, pod, member, index, mount, environment)?);

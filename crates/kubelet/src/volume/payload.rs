@@ -14,11 +14,14 @@ use k8s_openapi::api::core::v1::{
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// A kind of volume, as how it is read as a projection: default mode and sources.
+/// A kind of volume, by how it is read as a projection.
 pub struct Source {
     name: &'static str,
-    read: fn(&Volume) -> Option<(Option<i32>, Vec<VolumeProjection>)>,
+    read: fn(&Volume) -> Option<Projection>,
 }
+
+/// Default mode and sources.
+type Projection = (Option<i32>, Vec<VolumeProjection>);
 
 pub static CONFIG_MAP: Source = Source {
     name: "kubernetes.io~configmap",

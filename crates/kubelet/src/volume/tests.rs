@@ -118,7 +118,7 @@ async fn empty_dirs_keep_their_content_and_memory_is_a_tmpfs() {
     let (disk, memory) = (path(&fixture.config, &pod, "disk").unwrap(), path(&fixture.config, &pod, "mem").unwrap());
     assert_eq!(fs::metadata(&disk).unwrap().permissions().mode() & 0o7777, 0o777);
     assert_eq!(fs::metadata(&memory).unwrap().permissions().mode() & 0o7777, 0o777);
-    assert_eq!(mounts_below(&memory), [memory.clone()]);
+    assert_eq!(mounts_below(&memory), std::slice::from_ref(&memory));
     let size = nix::sys::statvfs::statvfs(&memory).unwrap();
     assert_eq!(size.blocks() * size.fragment_size(), 1 << 20);
     fs::write(disk.join("keep"), "x").unwrap();

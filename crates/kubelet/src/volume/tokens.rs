@@ -22,11 +22,14 @@ struct Token {
     expires_at: Timestamp,
 }
 
-/// Keyed by pod uid, then audience and lifetime.
+/// The tokens of each pod, by its uid.
 pub struct Tokens {
     client: Client,
-    tokens: Mutex<HashMap<String, HashMap<(String, i64), Token>>>,
+    tokens: Mutex<HashMap<String, PodTokens>>,
 }
+
+/// By audience and lifetime in seconds.
+type PodTokens = HashMap<(String, i64), Token>;
 
 impl Tokens {
     pub fn new(client: Client) -> Tokens {
