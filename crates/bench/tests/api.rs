@@ -24,7 +24,7 @@ const NAMESPACES: &str = "/api/v1/namespaces";
 const TINY: &str =
     "api --connections 1,3 --count 20 --list-items 30 --list-bytes 60000 --watchers 4 --events 5 --runs 2";
 
-/// An API server, and a stand-in for the namespace controller. Dropped, both end.
+/// An API server, and a stand-in for the rest of a cluster. Dropped, both end.
 struct Cluster {
     dir: tempfile::TempDir,
     target: Arc<Target>,
@@ -55,8 +55,8 @@ impl Cluster {
         };
         let options = Options::parse_from(["bench".as_ref(), "--kubeconfig".as_ref(), path.as_os_str()]);
         let target = Arc::new(Target::load(&options).await.unwrap());
-        let finalizing = tokio::spawn(finalize_namespaces(target.clone()));
-        Cluster { dir, target, stop, tasks: vec![serving, finalizing] }
+        let standing_in = tokio::spawn(stand_in(target.clone()));
+        Cluster { dir, target, stop, tasks: vec![serving, standing_in] }
     }
 
     fn bench(&self, arguments: &str) -> tokio::process::Child {
@@ -96,21 +96,63 @@ async fn list(connection: &mut Connection, path: &str) -> Vec<Value> {
     list["items"].as_array().unwrap().clone()
 }
 
-/// Lets namespaces go that are deleted and empty, which the benchmark must have made them.
-async fn finalize_namespaces(target: Arc<Target>) {
+/// What a cluster's controllers and kubelets do for the benchmark's namespaces: fill new ones, let deleted ones go once
+/// they are empty (which the benchmark must have made them), and call every pod Ready.
+async fn stand_in(target: Arc<Target>) {
     let mut connection = Connection::open(&target).await.unwrap();
     loop {
-        for mut namespace in list(&mut connection, NAMESPACES).await {
-            let path = format!("{NAMESPACES}/{}", namespace["metadata"]["name"].as_str().unwrap());
-            let deleted = !namespace["metadata"]["deletionTimestamp"].is_null();
-            if !deleted || !list(&mut connection, &format!("{path}/configmaps")).await.is_empty() {
-                continue;
+        for namespace in list(&mut connection, NAMESPACES).await {
+            let name = namespace["metadata"]["name"].as_str().unwrap();
+            if name.starts_with("bench-") {
+                let path = format!("{NAMESPACES}/{name}");
+                stand_in_for(&mut connection, &path, namespace).await;
             }
-            namespace["spec"]["finalizers"] = json!([]);
-            connection.answer(&Call::put(format!("{path}/finalize"), namespace.to_string())).await.unwrap();
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+async fn stand_in_for(connection: &mut Connection, path: &str, mut namespace: Value) {
+    if namespace["metadata"]["deletionTimestamp"].is_null() {
+        for (kind, plural, name) in
+            [("ServiceAccount", "serviceaccounts", "default"), ("ConfigMap", "configmaps", "kube-root-ca.crt")]
+        {
+            let object = json!({"apiVersion": "v1", "kind": kind, "metadata": {"name": name}});
+            connection.answer(&Call::post(format!("{path}/{plural}"), object.to_string())).await.unwrap();
+        }
+        for mut pod in list(connection, &format!("{path}/pods")).await {
+            pod["status"] = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]});
+            let path = format!("{path}/pods/{}/status", pod["metadata"]["name"].as_str().unwrap());
+            connection.answer(&Call::put(path, pod.to_string())).await.unwrap();
+        }
+    } else if list(connection, &format!("{path}/configmaps")).await.is_empty() {
+        namespace["spec"]["finalizers"] = json!([]);
+        connection.answer(&Call::put(format!("{path}/finalize"), namespace.to_string())).await.unwrap();
+    }
+}
+
+/// Creates a node that is Ready.
+async fn add_node(cluster: &Cluster) {
+    let mut connection = Connection::open(&cluster.target).await.unwrap();
+    let mut node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}});
+    connection.call(&Call::post("/api/v1/nodes", node.to_string())).await.unwrap();
+    node["status"] = json!({"conditions": [{"type": "Ready", "status": "True"}]});
+    connection.call(&Call::put("/api/v1/nodes/n/status", node.to_string())).await.unwrap();
+}
+
+/// The row of `report` whose measure starts with `measure`.
+fn row<'a>(report: &'a Value, measure: &str, load: &str) -> &'a Value {
+    let starts = |row: &&Value| row["measure"].as_str().unwrap().starts_with(measure) && row["load"] == load;
+    let rows = report["rows"].as_array().unwrap();
+    let row = rows.iter().find(starts).unwrap_or_else(|| panic!("no {measure}, {load} in {report}"));
+    assert!(row["median"].as_f64().unwrap() > 0.0 && row["runs"].as_u64() >= Some(1), "{row}");
+    row
+}
+
+async fn measured(bench: tokio::process::Child) -> Value {
+    let output = ended(bench).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
 }
 
 async fn ended(bench: tokio::process::Child) -> Output {
@@ -120,19 +162,9 @@ async fn ended(bench: tokio::process::Child) -> Output {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_api_scenario_measures_and_cleans_up() {
     let cluster = Cluster::start().await;
-    let output = ended(cluster.bench(&format!("{TINY} --json --pid {}", std::process::id()))).await;
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let report = measured(cluster.bench(&format!("{TINY} --json --pid {}", std::process::id()))).await;
     assert!(report["version"].as_str().unwrap().starts_with("v1.36"), "{report}");
     assert_eq!(report["protocol"], "HTTP/1.1 over TLS");
-
-    let rows = report["rows"].as_array().unwrap();
-    let found = |measure: &str, load: &str| -> &Value {
-        let starts = |row: &&Value| row["measure"].as_str().unwrap().starts_with(measure) && row["load"] == load;
-        let row = rows.iter().find(starts).unwrap_or_else(|| panic!("no {measure}, {load} in {report}"));
-        assert!(row["median"].as_f64().unwrap() > 0.0 && row["runs"].as_u64() >= Some(1), "{row}");
-        row
-    };
     for (measure, load, samples) in [
         ("create ConfigMap", "1 connection", 40),
         ("get ConfigMap", "3 connections", 40),
@@ -142,11 +174,23 @@ async fn the_api_scenario_measures_and_cleans_up() {
         ("watch: create sent to answer", "4 watchers", 10),
         ("watch: create sent to event, each watcher", "4 watchers", 40),
     ] {
-        assert_eq!(found(measure, load)["latency"]["samples"], samples, "{measure}, {load}");
+        assert_eq!(row(&report, measure, load)["latency"]["samples"], samples, "{measure}, {load}");
     }
-    assert_eq!(found("list 30 ConfigMaps, 0.1 MB, cold", "1 connection")["runs"], 2);
-    found("memory of ", "before");
-    found("memory of ", "after api");
+    assert_eq!(row(&report, "list 30 ConfigMaps, 0.1 MB, cold", "1 connection")["runs"], 2);
+    row(&report, "memory of ", "before");
+    row(&report, "memory of ", "after api");
+    assert!(cluster.benched().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_are_timed_until_ready_and_gone() {
+    let cluster = Cluster::start().await;
+    add_node(&cluster).await;
+    let report = measured(cluster.bench("pods --pods 1,40 --runs 2 --image example.com/image --json")).await;
+    for (load, samples) in [("1 pod", 2), ("40 pods", 80)] {
+        assert_eq!(row(&report, "create pods until all are Ready", load)["latency"]["samples"], samples);
+        assert_eq!(row(&report, "delete pods until all are gone", load)["latency"]["samples"], samples);
+    }
     assert!(cluster.benched().await.is_empty());
 }
 
