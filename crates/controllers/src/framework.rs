@@ -77,8 +77,10 @@ impl From<Option<Duration>> for Requeue {
 }
 
 pub trait Controller: Send + Sync + Sized + 'static {
-    /// The name of its service account, of its log lines and in the list of disabled ones.
+    /// Its name in events, log lines and the list of disabled ones.
     const NAME: &'static str;
+    /// Its service account, as upstream's bootstrap policy grants it what it needs.
+    const IDENTITY: &'static str = Self::NAME;
     const WORKERS: usize = 5;
 
     /// Declares what to watch and which keys its events mean.
@@ -187,7 +189,7 @@ pub fn entry<C: Controller>() -> Entry {
 }
 
 async fn run<C: Controller>(config: Arc<Config>, informers: Informers, shutdown: CancellationToken) {
-    let client = (config.clients)(C::NAME);
+    let client = (config.clients)(C::IDENTITY);
     let context = Context {
         events: EventRecorder::new(client.clone(), C::NAME, ""),
         queue: WorkQueue::new(),

@@ -24,6 +24,7 @@ pub struct NodeIpam {
 
 impl Controller for NodeIpam {
     const NAME: &'static str = "node-ipam-controller";
+    const IDENTITY: &'static str = "node-controller";
     const WORKERS: usize = 1;
 
     fn new(context: &Context) -> Self {

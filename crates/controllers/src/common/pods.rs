@@ -121,7 +121,7 @@ mod tests {
         let mut value = json!({"metadata": {"name": name, "uid": name}, "spec": {"containers": [], "nodeName": "n"},
             "status": {"phase": "Running", "conditions": [
                 {"type": "Ready", "status": "True", "lastTransitionTime": "2024-01-01T00:00:00Z"}]}});
-        machinery::patch::merge_patch(&mut value, &patch);
+        machinery::patch::merge_patch(&mut value, &patch).unwrap();
         serde_json::from_value(value).unwrap()
     }
 

@@ -188,3 +188,6 @@ fn server_message(error: &kube::Error) -> String {
         error => error.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -63,7 +63,7 @@ impl View<'_> {
         self.deployment.metadata.name.as_deref().unwrap_or_default()
     }
 
-    fn recreates(&self) -> bool {
+    pub(super) fn recreates(&self) -> bool {
         self.spec.strategy.as_ref().and_then(|strategy| strategy.type_.as_deref()) == Some("Recreate")
     }
 }

@@ -107,7 +107,7 @@ pub(super) fn proportionally(view: &View) -> Vec<(Arc<ReplicaSet>, i32)> {
         active.retain(|set| view.new.as_ref().is_none_or(|new| new.metadata.uid != set.metadata.uid));
         return active.into_iter().map(|set| (set, 0)).collect();
     }
-    if view.limits == Limits::default() {
+    if view.recreates() {
         return Vec::new(); // Recreate has no proportions
     }
     let allowed = if view.replicas > 0 { view.replicas + view.limits.surge } else { 0 };

@@ -23,6 +23,7 @@ pub struct TaintEviction {
 
 impl Controller for TaintEviction {
     const NAME: &'static str = "taint-eviction-controller";
+    const IDENTITY: &'static str = "node-controller";
 
     fn new(context: &Context) -> Self {
         let nodes = context.informer::<Node>().store();
