@@ -272,19 +272,10 @@ fn default_policy(reference: &str) -> &'static str {
 
 /// The reference with a tag; refuses what is none.
 pub fn normalize(image: &str) -> Result<String, String> {
-    static NAME: std::sync::LazyLock<regex::Regex> = std::sync::LazyLock::new(|| {
-        let part = "[a-z0-9]+(?:(?:[._]|__|[-]+)[a-z0-9]+)*";
-        let host = "(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?|\\[[0-9a-fA-F:]+\\])(?::[0-9]+)?/";
-        let text = format!(
-            "^(?:{host})?{part}(?:/{part})*(?::[\\w][\\w.-]{{0,127}})?(?:@[A-Za-z][A-Za-z0-9]*:[0-9a-fA-F]{{32,}})?$"
-        );
-        regex::Regex::new(&text).expect("a constant pattern")
-    });
-    if !NAME.is_match(image) {
-        let why = if image.chars().any(|c| c.is_ascii_uppercase()) && NAME.is_match(&image.to_lowercase()) {
-            "invalid reference format: repository name must be lowercase"
-        } else {
-            "invalid reference format"
+    if !is_reference(image) {
+        let why = match image != image.to_lowercase() && is_reference(&image.to_lowercase()) {
+            true => "invalid reference format: repository name must be lowercase",
+            false => "invalid reference format",
         };
         return Err(format!(
             "Failed to apply default image tag \"{image}\": couldn't parse image name \"{image}\": {why}"
@@ -292,6 +283,54 @@ pub fn normalize(image: &str) -> Result<String, String> {
     }
     let last = image.rsplit('/').next().unwrap_or(image);
     Ok(if last.contains([':', '@']) { image.to_owned() } else { format!("{image}:latest") })
+}
+
+/// `[HOST[:PORT]/]PATH[:TAG][@DIGEST]`. Taken apart by hand: a regular expression for this takes longer
+/// to compile than a pod takes to start.
+fn is_reference(image: &str) -> bool {
+    let (rest, digest) = image.split_once('@').map_or((image, None), |(rest, digest)| (rest, Some(digest)));
+    let slash = rest.rfind('/').map_or(0, |slash| slash + 1);
+    let (name, tag) = match rest[slash..].split_once(':') {
+        Some((last, tag)) => (&rest[..slash + last.len()], Some(tag)),
+        None => (rest, None),
+    };
+    let word = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    let tag_fits = |tag: &str| {
+        let mut bytes = tag.bytes();
+        tag.len() <= 128
+            && bytes.next().is_some_and(word)
+            && bytes.all(|byte| word(byte) || matches!(byte, b'.' | b'-'))
+    };
+    let digest_fits = |digest: &str| {
+        let parts = digest.split_once(':');
+        parts.is_some_and(|(kind, hex)| {
+            !kind.is_empty() && hex.len() >= 32 && hex.bytes().all(|b| b.is_ascii_hexdigit())
+        })
+    };
+    let path = match name.split_once('/') {
+        Some((host, path)) if is_host(host) => path,
+        _ => name,
+    };
+    path.split('/').all(is_path_part) && tag.is_none_or(tag_fits) && digest.is_none_or(digest_fits)
+}
+
+fn is_host(text: &str) -> bool {
+    let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((host, rest)) => (host, rest.strip_prefix(':')),
+        None => text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port))),
+    };
+    let looks = text == "localhost" || text.contains(['.', ':']) || text != text.to_lowercase();
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b':');
+    looks && !host.is_empty() && host.bytes().all(fits) && port.is_none_or(|port| port.parse::<u16>().is_ok())
+}
+
+/// Lower-case words, joined by one `.`, one or two `_`, or any number of `-`.
+fn is_path_part(part: &str) -> bool {
+    let alphanumeric = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = part.as_bytes();
+    let ends = bytes.first().is_some_and(|&b| alphanumeric(b)) && bytes.last().is_some_and(|&b| alphanumeric(b));
+    let mut separators = part.split(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
+    ends && separators.all(|joint| matches!(joint, "" | "." | "_" | "__") || joint.bytes().all(|byte| byte == b'-'))
 }
 
 /// The registry and path that credentials are matched against.
@@ -379,6 +418,16 @@ mod tests {
             ("a b", None),
             ("", None),
             ("nginx:", None),
+            ("a__b/c.d/e---f:v_1.0-x", Some("a__b/c.d/e---f:v_1.0-x")),
+            ("a..b", None),
+            ("-a", None),
+            ("a/", None),
+            ("/a", None),
+            ("[::1]:5000/a", Some("[::1]:5000/a:latest")),
+            ("Host/a", Some("Host/a:latest")),
+            ("host:99999/a", None),
+            ("a@sha256:12", None),
+            ("a:-x", None),
         ] {
             assert_eq!(normalize(image).ok().as_deref(), expected, "{image}");
         }
