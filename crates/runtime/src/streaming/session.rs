@@ -13,32 +13,32 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep_until, timeout};
 
-/// For work to notice that the client has gone: what the client sent last is still delivered.
-const GRACE: Duration = Duration::from_secs(10);
+use super::Limits;
+
 /// For the client to close its side after we have closed ours. Closing earlier, with bytes from the
 /// client unread, would make TCP discard what the client has yet to receive.
 pub(super) const LINGER: Duration = Duration::from_secs(5);
 
 /// Runs until the work is done and the driver has said so to the client, until the client leaves, or
-/// until nothing has moved for `idle`.
+/// until nothing has moved for long.
 pub(super) async fn run(
     driver: impl Future<Output = ()>,
     work: impl Future<Output = ()>,
     activity: Activity,
-    idle: Duration,
+    limits: Limits,
 ) {
     let session = async {
         let (mut driver, mut work) = (pin!(driver), pin!(work));
         tokio::select! {
             () = &mut work => driver.await,
             () = &mut driver => {
-                let _ = timeout(GRACE, work).await;
+                let _ = timeout(limits.grace, work).await;
             }
         }
     };
     tokio::select! {
         () = session => {}
-        () = activity.idle(idle) => tracing::debug!("stream closed: nothing moved for {idle:?}"),
+        () = activity.idle(limits.idle) => tracing::debug!("stream closed: nothing moved for {:?}", limits.idle),
     }
 }
 

@@ -4,10 +4,9 @@
 //! since its client has most likely gone.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio::time::Instant;
 use uuid::Uuid;
 
 /// As many requests as upstream keeps open.
@@ -23,8 +22,7 @@ impl<R> Tokens<R> {
         Tokens { life, open: Mutex::default() }
     }
 
-    pub(super) fn issue(&self, request: R) -> String {
-        let now = Instant::now();
+    pub(super) fn issue(&self, request: R, now: Instant) -> String {
         let token = Uuid::new_v4().simple().to_string();
         let mut open = self.open.lock();
         if open.len() >= OPEN {
@@ -39,9 +37,9 @@ impl<R> Tokens<R> {
         token
     }
 
-    pub(super) fn redeem(&self, token: &str) -> Option<R> {
+    pub(super) fn redeem(&self, token: &str, now: Instant) -> Option<R> {
         let (until, request) = self.open.lock().remove(token)?;
-        (Instant::now() < until).then_some(request)
+        (now < until).then_some(request)
     }
 }
 
@@ -49,24 +47,24 @@ impl<R> Tokens<R> {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn a_token_is_good_once_and_for_its_life() {
-        let tokens = Tokens::new(Duration::from_secs(60));
-        let (first, late) = (tokens.issue(1), tokens.issue(2));
+    const LIFE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_token_is_good_once_and_for_its_life() {
+        let (tokens, now) = (Tokens::new(LIFE), Instant::now());
+        let (first, late) = (tokens.issue(1, now), tokens.issue(2, now));
         assert_ne!(first, late);
-        assert_eq!(tokens.redeem(&first), Some(1));
-        assert_eq!(tokens.redeem(&first), None);
-        tokio::time::advance(Duration::from_secs(60)).await;
-        assert_eq!(tokens.redeem(&late), None);
+        assert_eq!(tokens.redeem(&first, now + LIFE / 2), Some(1));
+        assert_eq!(tokens.redeem(&first, now + LIFE / 2), None);
+        assert_eq!(tokens.redeem(&late, now + LIFE), None);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn the_oldest_gives_way() {
-        let tokens = Tokens::new(Duration::from_secs(60));
-        let oldest = tokens.issue(0);
-        tokio::time::advance(Duration::from_secs(1)).await;
-        let rest: Vec<_> = (1..=OPEN).map(|number| tokens.issue(number)).collect();
-        assert_eq!(tokens.redeem(&oldest), None);
-        assert_eq!(tokens.redeem(&rest[0]), Some(1));
+    #[test]
+    fn the_oldest_gives_way() {
+        let (tokens, now) = (Tokens::new(LIFE), Instant::now());
+        let oldest = tokens.issue(0, now);
+        let rest: Vec<_> = (1..=OPEN).map(|number| tokens.issue(number, now + LIFE / 2)).collect();
+        assert_eq!(tokens.redeem(&oldest, now), None);
+        assert_eq!(tokens.redeem(&rest[0], now), Some(1));
     }
 }

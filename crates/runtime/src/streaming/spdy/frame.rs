@@ -36,15 +36,40 @@ pub(super) const CANCEL: u32 = 5;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::streaming) enum Frame {
-    SynStream { id: u32, fin: bool, headers: Headers },
-    SynReply { id: u32, fin: bool, headers: Headers },
-    Reset { id: u32, status: u32 },
+    SynStream {
+        id: u32,
+        fin: bool,
+        headers: Headers,
+    },
+    SynReply {
+        id: u32,
+        fin: bool,
+        headers: Headers,
+    },
+    Reset {
+        id: u32,
+        status: u32,
+    },
     Ping(u32),
     /// Status 0 is an orderly end, 1 a protocol error.
-    GoAway { last: u32, status: u32 },
-    Headers { id: u32, fin: bool, headers: Headers },
-    WindowUpdate { id: u32, delta: u32 },
-    Data { id: u32, fin: bool, data: Bytes },
+    GoAway {
+        last: u32,
+        status: u32,
+    },
+    Headers {
+        id: u32,
+        fin: bool,
+        headers: Headers,
+    },
+    WindowUpdate {
+        id: u32,
+        delta: u32,
+    },
+    Data {
+        id: u32,
+        fin: bool,
+        data: Bytes,
+    },
 }
 
 impl Item for Frame {
@@ -79,7 +104,9 @@ impl Encoder {
             }
             Frame::Reset { id, status } => control(out, RST_STREAM, false, &[&id.to_be_bytes(), &status.to_be_bytes()]),
             Frame::Ping(id) => control(out, PING, false, &[&id.to_be_bytes()]),
-            Frame::GoAway { last, status } => control(out, GOAWAY, false, &[&last.to_be_bytes(), &status.to_be_bytes()]),
+            Frame::GoAway { last, status } => {
+                control(out, GOAWAY, false, &[&last.to_be_bytes(), &status.to_be_bytes()])
+            }
             Frame::WindowUpdate { id, delta } => {
                 control(out, WINDOW_UPDATE, false, &[&id.to_be_bytes(), &delta.to_be_bytes()]);
             }

@@ -10,7 +10,7 @@ mod headers;
 use std::collections::HashMap;
 use std::io;
 use std::pin::pin;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, DuplexStream};
@@ -53,6 +53,11 @@ impl Connection {
     /// The next stream; `None` when the client has gone.
     pub(super) async fn accept(&mut self) -> Option<Stream> {
         self.incoming.recv().await
+    }
+
+    /// Streams that come from now on are refused.
+    pub(super) fn refuse_more(&mut self) {
+        self.incoming.close();
     }
 
     /// Says goodbye after all that is queued; the driver ends then.
@@ -150,7 +155,7 @@ impl Inbound {
                 Frame::Headers { id, fin: true, .. } => self.end(id),
                 Frame::Reset { id, .. } => self.reset(id),
                 // Odd ones are the client's; even ones would answer ours, and we send none.
-                Frame::Ping(id) if id % 2 == 1 => self.queue.send(Frame::Ping(id)).await,
+                Frame::Ping(id) if !id.is_multiple_of(2) => self.queue.send(Frame::Ping(id)).await,
                 // The client closes its socket when it is done with its streams.
                 Frame::GoAway { .. } | Frame::Ping(_) | Frame::Headers { .. } => {}
                 Frame::SynReply { .. } | Frame::WindowUpdate { .. } => {}
@@ -174,7 +179,7 @@ impl Inbound {
     }
 
     fn refuse(&mut self, id: u32, headers: &Headers) -> Option<u32> {
-        if id % 2 == 0 || id <= self.last {
+        if id.is_multiple_of(2) || id <= self.last {
             return Some(PROTOCOL_ERROR);
         }
         if self.streams.len() >= STREAMS {
@@ -191,7 +196,7 @@ impl Inbound {
     async fn hand_out(&mut self, id: u32, fin: bool, headers: Headers) -> Option<u32> {
         let (pipe, reader) = tokio::io::duplex(RECEIVED);
         let writer = self.queue.outlet(id);
-        let ours = std::sync::Arc::downgrade(writer.state());
+        let ours = Arc::downgrade(writer.state());
         self.streams.insert(id, Open { pipe: (!fin).then_some(pipe), ended: fin, ours });
         let stream = Stream { id, headers, reader, writer };
         // Refused by dropping it: our direction ends.
