@@ -30,8 +30,11 @@ impl<K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static> Obj
 #[derive(Clone)]
 pub struct Informers {
     client: Client,
-    running: Arc<Mutex<HashMap<(TypeId, String), Box<dyn Any + Send + Sync>>>>,
+    running: Arc<Mutex<Running>>,
 }
+
+/// By kind and selectors.
+type Running = HashMap<(TypeId, String), Box<dyn Any + Send + Sync>>;
 
 impl Informers {
     pub fn new(client: Client) -> Self {

@@ -111,6 +111,9 @@ fn wanted(
     endpoints
 }
 
+/// Name, number, protocol, application protocol.
+type Port = (String, i32, String, Option<String>);
+/// Ready and not ready.
 type Addresses = (Vec<EndpointAddress>, Vec<EndpointAddress>);
 
 /// The subsets of a service, and whether there were too many addresses: ready ones are kept first.
@@ -119,7 +122,7 @@ fn subsets(service: &Service, candidates: &[Arc<Pod>]) -> (Vec<EndpointSubset>, 
     let ipv6 = families.and_then(|families| families.first()).is_some_and(|family| family == "IPv6");
     let publishes = services::publishes_not_ready(service);
     let eligible = |pod: &&Arc<Pod>| !pods::is_finished(pod) && (publishes || !pods::is_terminating(pod));
-    let mut groups: BTreeMap<Vec<(String, i32, String, Option<String>)>, Addresses> = BTreeMap::new();
+    let mut groups: BTreeMap<Vec<Port>, Addresses> = BTreeMap::new();
     for pod in candidates.iter().filter(eligible) {
         let Some(ip) = services::address(pod, ipv6) else { continue };
         let ports = ports(service, pod);
@@ -155,7 +158,7 @@ fn subsets(service: &Service, candidates: &[Arc<Pod>]) -> (Vec<EndpointSubset>, 
     (subsets.collect(), total > MAX_ADDRESSES)
 }
 
-fn ports(service: &Service, pod: &Pod) -> Vec<(String, i32, String, Option<String>)> {
+fn ports(service: &Service, pod: &Pod) -> Vec<Port> {
     let declared = service.spec.iter().flat_map(|spec| spec.ports.iter().flatten());
     let found = declared.filter_map(|port| {
         let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".into());
@@ -165,7 +168,7 @@ fn ports(service: &Service, pod: &Pod) -> Vec<(String, i32, String, Option<Strin
     found.collect()
 }
 
-fn port((name, port, protocol, app_protocol): (String, i32, String, Option<String>)) -> EndpointPort {
+fn port((name, port, protocol, app_protocol): Port) -> EndpointPort {
     EndpointPort { name: Some(name).filter(|name| !name.is_empty()), port, protocol: Some(protocol), app_protocol }
 }
 

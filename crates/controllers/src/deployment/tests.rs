@@ -271,14 +271,9 @@ fn a_paused_deployment_scales_but_does_not_roll() {
 fn a_rollout_without_progress_times_out() {
     let mut world = World::new(deployment(2, json!({})));
     world.step();
-    let stuck = |world: &World| -> Vec<Arc<ReplicaSet>> {
-        world
-            .sets
-            .iter()
-            .map(|set| Arc::new(ReplicaSet { status: Some(Default::default()), ..set.as_ref().clone() }))
-            .collect()
-    };
-    world.sets = stuck(&world);
+    for set in &mut world.sets {
+        *set = Arc::new(ReplicaSet { status: Some(Default::default()), ..set.as_ref().clone() });
+    }
     let waiting = plan(&world.deployment, &world.sets, |_| true, at(500));
     assert_eq!(condition(&waiting, "Progressing"), "True NewReplicaSetCreated");
     assert_eq!(waiting.requeue.unwrap().as_secs(), 102);

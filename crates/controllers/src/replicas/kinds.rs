@@ -47,7 +47,10 @@ pub trait Replicator: Object<DynamicType = (), Scope = NamespaceResourceScope> +
 
 /// The accessors of the two statuses differ by one field only.
 macro_rules! replicator {
-    ($kind:ident, $status:ident, $condition:ident, $controller:literal, $counts:literal, $selector:expr, {$($terminating:ident)?}) => {
+    (
+        $kind:ident, $status:ident, $condition:ident, $controller:literal, $counts:literal,
+        $selector:expr, $get_terminating:expr, {$($terminating:ident)?}
+    ) => {
         impl Replicator for $kind {
             const CONTROLLER: &'static str = $controller;
             const COUNTS_TERMINATING: bool = $counts;
@@ -70,6 +73,8 @@ macro_rules! replicator {
 
             fn status(&self) -> Status {
                 let Some(status) = self.status.clone() else { return Status::default() };
+                let get_terminating: fn(&$status) -> Option<i32> = $get_terminating;
+                let terminating = get_terminating(&status);
                 let conditions = status.conditions.unwrap_or_default().into_iter().map(|condition| Condition {
                     type_: condition.type_,
                     status: condition.status,
@@ -84,8 +89,7 @@ macro_rules! replicator {
                     available: status.available_replicas.unwrap_or(0),
                     observed_generation: status.observed_generation.unwrap_or(0),
                     conditions: conditions.collect(),
-                    $(terminating: status.$terminating,)?
-                    ..Status::default()
+                    terminating,
                 }
             }
 
@@ -118,6 +122,7 @@ replicator!(
     "replicaset-controller",
     true,
     |spec| selector(&spec.selector),
+    |status| status.terminating_replicas,
     { terminating_replicas }
 );
 replicator!(
@@ -130,5 +135,6 @@ replicator!(
         Some(labels) if !labels.is_empty() => Selector::from_map(labels),
         _ => Selector::nothing(),
     },
+    |_| None,
     {}
 );
