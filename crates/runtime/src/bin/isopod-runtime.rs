@@ -46,6 +46,7 @@ fn main() -> Result<()> {
         network: Arc::new(Loopback),
         streaming_listen: ([127, 0, 0, 1], 0).into(),
         shim_exe: "/proc/self/exe".into(),
+        builtin_images: Default::default(),
     };
     let tokio = tokio::runtime::Runtime::new()?;
     match verb.as_str() {

@@ -110,11 +110,13 @@ async fn fetch_layer(
     }
     let blob =
         client.pull_blob_stream(&reference, &layer).await.with_context(|| format!("fetch layer {}", layer.digest))?;
-    let source = Blocking { stream: blob.stream, chunk: Bytes::new(), handle: tokio::runtime::Handle::current() };
+    let source =
+        Blocking { stream: blob.stream.fuse().boxed(), chunk: Bytes::new(), handle: tokio::runtime::Handle::current() };
     tokio::task::spawn_blocking(move || images.add_layer(&diff_id, &layer.digest, source)).await?
 }
 
-/// A stream as a reader, for a thread that may wait.
+/// A stream as a reader, for a thread that may wait. Fused: oci-client's streams take a question
+/// after the end for a truncated blob.
 struct Blocking {
     stream: BoxStream<'static, std::io::Result<Bytes>>,
     chunk: Bytes,

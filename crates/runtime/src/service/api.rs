@@ -15,8 +15,12 @@ use tonic::{Code, Request, Response, Status};
 use super::container::NotFound;
 use super::exec::TimedOut;
 use super::{Runtime, stats, status};
+use crate::streaming;
 
-pub(super) struct Api(pub(super) Arc<Runtime>);
+pub(super) struct Api {
+    pub(super) runtime: Arc<Runtime>,
+    pub(super) streams: streaming::Server,
+}
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -58,7 +62,7 @@ impl RuntimeService for Api {
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusResponse> {
-        let network = self.0.config.network.ready().await;
+        let network = self.runtime.config.network.ready().await;
         let condition = |kind: &str, problem: Option<&String>, reason: &str| RuntimeCondition {
             r#type: kind.into(),
             status: problem.is_none(),
@@ -69,10 +73,10 @@ impl RuntimeService for Api {
             condition("RuntimeReady", None, ""),
             condition("NetworkReady", network.as_ref().err(), "NetworkPluginNotReady"),
         ];
-        let config = &self.0.config;
+        let config = &self.runtime.config;
         let info = serde_json::json!({
             "root": config.root, "state": config.state, "cgroupRoot": config.cgroup_root,
-            "cgroupVersion": if self.0.cgroups.is_v2() { 2 } else { 1 },
+            "cgroupVersion": if self.runtime.cgroups.is_v2() { 2 } else { 1 },
         });
         let info = request.into_inner().verbose.then(|| ("config".to_string(), info.to_string()));
         let features = RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
@@ -85,7 +89,7 @@ impl RuntimeService for Api {
     }
 
     async fn run_pod_sandbox(&self, request: Request<RunPodSandboxRequest>) -> Answer<RunPodSandboxResponse> {
-        let (runtime, request) = (self.0.clone(), request.into_inner());
+        let (runtime, request) = (self.runtime.clone(), request.into_inner());
         complete(async move {
             let handler = request.runtime_handler;
             anyhow::ensure!(handler.is_empty(), "no runtime for {handler:?} is configured");
@@ -96,7 +100,7 @@ impl RuntimeService for Api {
     }
 
     async fn stop_pod_sandbox(&self, request: Request<StopPodSandboxRequest>) -> Answer<StopPodSandboxResponse> {
-        let (runtime, request) = (self.0.clone(), request.into_inner());
+        let (runtime, request) = (self.runtime.clone(), request.into_inner());
         complete(async move {
             runtime.stop_pod(&request.pod_sandbox_id).await?;
             Ok(StopPodSandboxResponse {})
@@ -105,7 +109,7 @@ impl RuntimeService for Api {
     }
 
     async fn remove_pod_sandbox(&self, request: Request<RemovePodSandboxRequest>) -> Answer<RemovePodSandboxResponse> {
-        let (runtime, request) = (self.0.clone(), request.into_inner());
+        let (runtime, request) = (self.runtime.clone(), request.into_inner());
         complete(async move {
             runtime.remove_pod(&request.pod_sandbox_id).await?;
             Ok(RemovePodSandboxResponse {})
@@ -115,14 +119,14 @@ impl RuntimeService for Api {
 
     async fn pod_sandbox_status(&self, request: Request<PodSandboxStatusRequest>) -> Answer<PodSandboxStatusResponse> {
         let request = request.into_inner();
-        answer(self.0.known_pod(&request.pod_sandbox_id).map(|pod| {
+        answer(self.runtime.known_pod(&request.pod_sandbox_id).map(|pod| {
             let record = pod.record();
-            let containers = self.0.containers_of(&pod.id);
+            let containers = self.runtime.containers_of(&pod.id);
             let info = serde_json::json!({ "pid": record.pause, "cgroup": record.cgroup });
             PodSandboxStatusResponse {
                 status: Some(status::pod_status(&record)),
                 info: request.verbose.then(|| ("info".to_string(), info.to_string())).into_iter().collect(),
-                containers_statuses: containers.iter().map(|c| self.0.container_status(&c.record())).collect(),
+                containers_statuses: containers.iter().map(|c| self.runtime.container_status(&c.record())).collect(),
                 timestamp: crate::shim::log::now(),
             }
         }))
@@ -130,13 +134,13 @@ impl RuntimeService for Api {
 
     async fn list_pod_sandbox(&self, request: Request<ListPodSandboxRequest>) -> Answer<ListPodSandboxResponse> {
         let filter = request.into_inner().filter.unwrap_or_default();
-        let pods = self.0.pods.lock();
+        let pods = self.runtime.pods.lock();
         let records = pods.values().map(|pod| pod.record()).filter(|record| status::pod_matches(record, &filter));
         answer(Ok(ListPodSandboxResponse { items: records.map(|record| status::pod_item(&record)).collect() }))
     }
 
     async fn create_container(&self, request: Request<CreateContainerRequest>) -> Answer<CreateContainerResponse> {
-        let (runtime, request) = (self.0.clone(), request.into_inner());
+        let (runtime, request) = (self.runtime.clone(), request.into_inner());
         complete(async move {
             let config = request.config.unwrap_or_default();
             let id = runtime.create_container(&request.pod_sandbox_id, config, request.sandbox_config).await?;
@@ -146,7 +150,7 @@ impl RuntimeService for Api {
     }
 
     async fn start_container(&self, request: Request<StartContainerRequest>) -> Answer<StartContainerResponse> {
-        let (runtime, request) = (self.0.clone(), request.into_inner());
+        let (runtime, request) = (self.runtime.clone(), request.into_inner());
         complete(async move {
             runtime.start_container(&request.container_id).await?;
             Ok(StartContainerResponse {})
@@ -155,7 +159,7 @@ impl RuntimeService for Api {
     }
 
     async fn stop_container(&self, request: Request<StopContainerRequest>) -> Answer<StopContainerResponse> {
-        let (runtime, request) = (self.0.clone(), request.into_inner());
+        let (runtime, request) = (self.runtime.clone(), request.into_inner());
         complete(async move {
             runtime.stop_container(&request.container_id, seconds(request.timeout)).await?;
             Ok(StopContainerResponse {})
@@ -164,7 +168,7 @@ impl RuntimeService for Api {
     }
 
     async fn remove_container(&self, request: Request<RemoveContainerRequest>) -> Answer<RemoveContainerResponse> {
-        let (runtime, request) = (self.0.clone(), request.into_inner());
+        let (runtime, request) = (self.runtime.clone(), request.into_inner());
         complete(async move {
             runtime.remove_container(&request.container_id).await?;
             Ok(RemoveContainerResponse {})
@@ -174,7 +178,7 @@ impl RuntimeService for Api {
 
     async fn list_containers(&self, request: Request<ListContainersRequest>) -> Answer<ListContainersResponse> {
         let filter = request.into_inner().filter.unwrap_or_default();
-        let containers = self.0.containers.lock();
+        let containers = self.runtime.containers.lock();
         let records = containers.values().map(|container| container.record());
         let matching = records.filter(|record| status::container_matches(record, &filter));
         answer(Ok(ListContainersResponse {
@@ -184,14 +188,14 @@ impl RuntimeService for Api {
 
     async fn container_status(&self, request: Request<ContainerStatusRequest>) -> Answer<ContainerStatusResponse> {
         let request = request.into_inner();
-        answer(self.0.known_container(&request.container_id).map(|container| {
+        answer(self.runtime.known_container(&request.container_id).map(|container| {
             let record = container.record();
             let info = serde_json::json!({
                 "pid": record.pid, "sandboxID": record.pod, "cgroup": record.cgroup,
-                "upper": self.0.container_directory(&record.id).join("upper"),
+                "upper": self.runtime.container_directory(&record.id).join("upper"),
             });
             ContainerStatusResponse {
-                status: Some(self.0.container_status(&record)),
+                status: Some(self.runtime.container_status(&record)),
                 info: request.verbose.then(|| ("info".to_string(), info.to_string())).into_iter().collect(),
             }
         }))
@@ -201,7 +205,7 @@ impl RuntimeService for Api {
         &self,
         request: Request<UpdateContainerResourcesRequest>,
     ) -> Answer<UpdateContainerResourcesResponse> {
-        let (runtime, request) = (self.0.clone(), request.into_inner());
+        let (runtime, request) = (self.runtime.clone(), request.into_inner());
         blocking(move || {
             runtime.update_resources(&request.container_id, request.linux.unwrap_or_default())?;
             Ok(UpdateContainerResourcesResponse {})
@@ -213,11 +217,13 @@ impl RuntimeService for Api {
         &self,
         request: Request<ReopenContainerLogRequest>,
     ) -> Answer<ReopenContainerLogResponse> {
-        answer(self.0.reopen_log(&request.into_inner().container_id).await.map(|()| ReopenContainerLogResponse {}))
+        answer(
+            self.runtime.reopen_log(&request.into_inner().container_id).await.map(|()| ReopenContainerLogResponse {}),
+        )
     }
 
     async fn exec_sync(&self, request: Request<ExecSyncRequest>) -> Answer<ExecSyncResponse> {
-        let (runtime, request) = (self.0.clone(), request.into_inner());
+        let (runtime, request) = (self.runtime.clone(), request.into_inner());
         let output = runtime.exec_sync(&request.container_id, request.cmd, seconds(request.timeout)).await;
         answer(output.map(|output| ExecSyncResponse {
             stdout: output.stdout,
@@ -227,19 +233,32 @@ impl RuntimeService for Api {
     }
 
     async fn exec(&self, request: Request<ExecRequest>) -> Answer<ExecResponse> {
-        answer(self.0.exec_url(request.into_inner()).map(|url| ExecResponse { url }))
+        let ExecRequest { container_id, cmd, tty, stdin, stdout, stderr } = request.into_inner();
+        answer(self.runtime.running(&container_id).map(|record| {
+            let request = streaming::ExecRequest { container_id: record.id, cmd, tty, stdin, stdout, stderr };
+            ExecResponse { url: self.streams.exec_url(request) }
+        }))
     }
 
     async fn attach(&self, request: Request<AttachRequest>) -> Answer<AttachResponse> {
-        answer(self.0.attach_url(request.into_inner()).map(|url| AttachResponse { url }))
+        let AttachRequest { container_id, stdin, tty, stdout, stderr } = request.into_inner();
+        answer(self.runtime.running(&container_id).map(|record| {
+            let request = streaming::AttachRequest { container_id: record.id, tty, stdin, stdout, stderr };
+            AttachResponse { url: self.streams.attach_url(request) }
+        }))
     }
 
     async fn port_forward(&self, request: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
-        answer(self.0.port_forward_url(request.into_inner()).map(|url| PortForwardResponse { url }))
+        let PortForwardRequest { pod_sandbox_id, port } = request.into_inner();
+        answer(self.runtime.known_pod(&pod_sandbox_id).map(|pod| {
+            let ports = port.into_iter().filter_map(|port| port.try_into().ok()).collect();
+            let request = streaming::PortForwardRequest { sandbox_id: pod.id.clone(), ports };
+            PortForwardResponse { url: self.streams.port_forward_url(request) }
+        }))
     }
 
     async fn container_stats(&self, request: Request<ContainerStatsRequest>) -> Answer<ContainerStatsResponse> {
-        let (runtime, request) = (self.0.clone(), request.into_inner());
+        let (runtime, request) = (self.runtime.clone(), request.into_inner());
         blocking(move || {
             let container = runtime.known_container(&request.container_id)?;
             Ok(ContainerStatsResponse { stats: runtime.container_stats(&container) })
@@ -258,7 +277,7 @@ impl RuntimeService for Api {
             label_selector: filter.label_selector,
             state: Some(ContainerStateValue { state: ContainerState::ContainerRunning.into() }),
         };
-        let runtime = self.0.clone();
+        let runtime = self.runtime.clone();
         blocking(move || {
             let all: Vec<_> = runtime.containers.lock().values().cloned().collect();
             let matching = all.iter().filter(|container| status::container_matches(&container.record(), &filter));
@@ -268,7 +287,7 @@ impl RuntimeService for Api {
     }
 
     async fn pod_sandbox_stats(&self, request: Request<PodSandboxStatsRequest>) -> Answer<PodSandboxStatsResponse> {
-        let (runtime, request) = (self.0.clone(), request.into_inner());
+        let (runtime, request) = (self.runtime.clone(), request.into_inner());
         blocking(move || {
             let pod = runtime.known_pod(&request.pod_sandbox_id)?;
             Ok(PodSandboxStatsResponse { stats: Some(runtime.pod_stats(&pod.record())) })
@@ -283,7 +302,7 @@ impl RuntimeService for Api {
         let filter = request.into_inner().filter.unwrap_or_default();
         let state = Some(PodSandboxStateValue { state: PodSandboxState::SandboxReady.into() });
         let filter = PodSandboxFilter { id: filter.id, label_selector: filter.label_selector, state };
-        let runtime = self.0.clone();
+        let runtime = self.runtime.clone();
         blocking(move || {
             let records: Vec<_> = runtime.pods.lock().values().map(|pod| pod.record()).collect();
             let matching = records.iter().filter(|record| status::pod_matches(record, &filter));
@@ -298,7 +317,7 @@ impl RuntimeService for Api {
     ) -> Answer<UpdateRuntimeConfigResponse> {
         let network = request.into_inner().runtime_config.and_then(|config| config.network_config);
         if let Some(network) = network.filter(|network| !network.pod_cidr.is_empty()) {
-            self.0.config.network.set_pod_cidr(&network.pod_cidr);
+            self.runtime.config.network.set_pod_cidr(&network.pod_cidr);
         }
         answer(Ok(UpdateRuntimeConfigResponse {}))
     }
@@ -313,7 +332,7 @@ impl RuntimeService for Api {
     type GetContainerEventsStream = Pin<Box<dyn Stream<Item = Result<ContainerEventResponse, Status>> + Send>>;
 
     async fn get_container_events(&self, _: Request<GetEventsRequest>) -> Answer<Self::GetContainerEventsStream> {
-        let events = BroadcastStream::new(self.0.events.subscribe());
+        let events = BroadcastStream::new(self.runtime.events.subscribe());
         // A reader that fell behind is cut off: it lists again and reconnects, as after any break.
         let events = events.map(|event| event.map_err(|lag| Status::resource_exhausted(lag.to_string())));
         Ok(Response::new(Box::pin(events)))
@@ -330,7 +349,7 @@ impl RuntimeService for Api {
         &self,
         _: Request<ListPodSandboxMetricsRequest>,
     ) -> Answer<ListPodSandboxMetricsResponse> {
-        let runtime = self.0.clone();
+        let runtime = self.runtime.clone();
         blocking(move || {
             let records: Vec<_> = runtime.pods.lock().values().map(|pod| pod.record()).collect();
             let ready = records.iter().filter(|record| record.ready);

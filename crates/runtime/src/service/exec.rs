@@ -17,13 +17,14 @@ use tokio::net::unix::pipe;
 use super::container::NotFound;
 use super::records::ContainerRecord;
 use super::shims::{Session, call};
-use super::{Container, Runtime, new_id};
+use super::{Runtime, new_id};
 use crate::container::spec::{Process, Spec};
 use crate::shim::protocol::{Reply, Request};
 use crate::streaming::{Duplex, StreamError, StreamIo, Streams};
 
-/// Most that ExecSync returns, both streams together; the rest is read and dropped.
-const OUTPUT_LIMIT: usize = 16 * 1024 * 1024 - 64 * 1024;
+/// Most that ExecSync returns of each stream, so that both fit into a message of 16 MiB; the rest is
+/// read and dropped.
+const OUTPUT_LIMIT: usize = 8 * 1024 * 1024 - 32 * 1024;
 /// How long output is awaited after the command's end: a process it left behind may hold the pipe.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -56,13 +57,13 @@ impl Running {
 }
 
 impl Runtime {
-    fn running(&self, id: &str) -> Result<(Arc<Container>, ContainerRecord)> {
+    /// The record of a container that runs; otherwise an error that says what it does instead.
+    pub(super) fn running(&self, id: &str) -> Result<ContainerRecord> {
         let container = self.known_container(id)?;
         if !container.is_running() {
             bail!("container {id} is not running: it is in {} state", container.record().state().as_str_name());
         }
-        let record = container.record();
-        Ok((container, record))
+        Ok(container.record())
     }
 
     /// `None` among the descriptors is /dev/null; with a tty there are none.
@@ -73,7 +74,7 @@ impl Runtime {
         tty: bool,
         stdio: [Option<OwnedFd>; 3],
     ) -> Result<Running> {
-        let (_, record) = self.running(id)?;
+        let record = self.running(id)?;
         let state = self.pod_state(&record.pod);
         let spec = std::fs::read(state.join(format!("{}.json", record.id))).context("read the container's spec")?;
         let spec: Spec = serde_json::from_slice(&spec).context("parse the container's spec")?;
@@ -101,10 +102,10 @@ impl Runtime {
     pub(super) async fn exec_sync(&self, id: &str, command: Vec<String>, timeout: Duration) -> Result<Output> {
         let ((stdout, their_out), (stderr, their_err)) = (output_pipe()?, output_pipe()?);
         let running = self.start_exec(id, command, false, [None, Some(their_out), Some(their_err)]).await?;
+        let (out, err) = (Kept::default(), Kept::default());
+        let (into_out, into_err) = (out.clone(), err.clone());
         let mut collected =
-            tokio::spawn(
-                async move { tokio::join!(collect(stdout, OUTPUT_LIMIT / 2), collect(stderr, OUTPUT_LIMIT / 2)) },
-            );
+            tokio::spawn(async move { tokio::join!(collect(stdout, into_out), collect(stderr, into_err)) });
         let code = match timeout {
             Duration::ZERO => running.exit_code().await?,
             limit => match tokio::time::timeout(limit, running.exit_code()).await {
@@ -116,33 +117,11 @@ impl Runtime {
                 }
             },
         };
-        match tokio::time::timeout(DRAIN, &mut collected).await {
-            Ok(streams) => streams.map(|(stdout, stderr)| Output { stdout, stderr, code }).context("read the output"),
-            Err(_) => {
-                collected.abort();
-                Ok(Output { stdout: Vec::new(), stderr: Vec::new(), code })
-            }
+        if tokio::time::timeout(DRAIN, &mut collected).await.is_err() {
+            collected.abort();
         }
-    }
-}
-
-impl Runtime {
-    pub(super) fn exec_url(&self, request: cri::v1::ExecRequest) -> Result<String> {
-        let (_, record) = self.running(&request.container_id)?;
-        let _ = record;
-        bail!("streaming is not available")
-    }
-
-    pub(super) fn attach_url(&self, request: cri::v1::AttachRequest) -> Result<String> {
-        let (_, record) = self.running(&request.container_id)?;
-        let _ = record;
-        bail!("streaming is not available")
-    }
-
-    pub(super) fn port_forward_url(&self, request: cri::v1::PortForwardRequest) -> Result<String> {
-        let pod = self.known_pod(&request.pod_sandbox_id)?;
-        let _ = pod;
-        bail!("streaming is not available")
+        let (stdout, stderr) = (std::mem::take(&mut *out.lock()), std::mem::take(&mut *err.lock()));
+        Ok(Output { stdout, stderr, code })
     }
 }
 
@@ -172,15 +151,17 @@ fn input_pipe() -> io::Result<(OwnedFd, pipe::Sender)> {
     Ok((theirs, pipe::Sender::from_owned_fd(ours)?))
 }
 
-/// Reads to the end, keeps the first `limit` bytes.
-async fn collect(mut source: impl AsyncRead + Unpin, limit: usize) -> Vec<u8> {
-    let mut kept = Vec::new();
+/// What has been read so far.
+type Kept = Arc<parking_lot::Mutex<Vec<u8>>>;
+
+/// Reads to the end, keeps the beginning.
+async fn collect(mut source: impl AsyncRead + Unpin, kept: Kept) {
     let mut chunk = vec![0; 16 * 1024];
     while let Ok(length @ 1..) = source.read(&mut chunk).await {
-        let room = limit - kept.len();
+        let mut kept = kept.lock();
+        let room = OUTPUT_LIMIT - kept.len();
         kept.extend_from_slice(&chunk[..length.min(room)]);
     }
-    kept
 }
 
 /// A terminal's master end. Reading fails with EIO when the last process has closed the other end.
@@ -286,7 +267,7 @@ impl Sessions {
     }
 
     async fn attach_streams(&self, id: &str, mut io: StreamIo) -> Result<()> {
-        let (_, record) = self.0.running(id)?;
+        let record = self.0.running(id)?;
         let state = self.0.pod_state(&record.pod);
         let wants_input = io.stdin.is_some() && record.config().stdin;
         let wants_errors = io.stderr.is_some() && !record.config().tty;

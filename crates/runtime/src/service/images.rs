@@ -96,11 +96,13 @@ impl ImageService for Api {
         let pull = tokio::spawn(async move {
             // One pull of a name at a time; those who waited find all layers there.
             let turn = runtime.pulls.lock().entry(full.clone()).or_default().clone();
-            let _turn = turn.lock().await;
+            let held = turn.lock().await;
             let pulled = match runtime.config.builtin_images.get(&full) {
                 Some(write) => builtin(&runtime, full.clone(), write.clone()).await,
                 None => runtime.images.pull(&full, credentials).await,
             };
+            drop(held);
+            drop(turn);
             runtime.pulls.lock().retain(|_, turn| Arc::strong_count(turn) > 1);
             pulled
         });

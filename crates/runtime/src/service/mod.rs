@@ -35,7 +35,7 @@ use crate::Config;
 use crate::cgroup::Cgroups;
 use crate::images::Images;
 use crate::shim::log::now;
-use crate::streaming::Streams;
+use crate::streaming::{Server, Streams};
 use records::{ContainerRecord, PodRecord};
 use shims::Spawner;
 
@@ -255,7 +255,9 @@ impl Service {
         let listener = listen(&socket)?;
         tracing::info!(socket = %socket.display(), "runtime serves CRI");
         let limit = cri::MAX_MESSAGE_BYTES;
-        let pods = RuntimeServiceServer::new(api::Api(self.runtime.clone()));
+        let streams = Server::bind(self.runtime.config.streaming_listen, self.streams()).await;
+        let streams = streams.context("listen for exec, attach and port-forward")?;
+        let pods = RuntimeServiceServer::new(api::Api { runtime: self.runtime.clone(), streams });
         let images = ImageServiceServer::new(images::Api(self.runtime.clone()));
         let served = tonic::transport::Server::builder()
             .add_service(pods.max_decoding_message_size(limit).max_encoding_message_size(limit))

@@ -1,5 +1,6 @@
 //! Pod sandboxes: a shim, an infra process, a cgroup and addresses.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,7 +84,7 @@ impl Runtime {
             host_network,
             host_ipc: options.ipc() == NamespaceMode::Node,
             shared_pid: options.pid() == NamespaceMode::Pod,
-            sysctls: config.linux.iter().flat_map(|linux| linux.sysctls.clone()).collect(),
+            sysctls: sysctls(config, host_network),
         };
         let started = self.spawner.spawn(&sandbox).await;
         let (session, pause) = started.with_context(|| format!("failed to start sandbox {:?}", pod.id))?;
@@ -266,6 +267,19 @@ impl Runtime {
         }
         self.pods.lock().remove(&pod.id);
     }
+}
+
+/// A pod's own network lets everyone ping and bind low ports, as upstream's runtimes have it: the
+/// host's reasons against it do not hold there.
+const NETWORK_SYSCTLS: [(&str, &str); 2] =
+    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+
+fn sysctls(config: &PodSandboxConfig, host_network: bool) -> Vec<(String, String)> {
+    let asked = config.linux.as_ref().map(|linux| &linux.sysctls);
+    let ours = NETWORK_SYSCTLS.iter().filter(|_| !host_network);
+    let mut all: BTreeMap<String, String> = ours.map(|(name, value)| ((*name).into(), (*value).into())).collect();
+    all.extend(asked.into_iter().flatten().map(|(name, value)| (name.replace('/', "."), value.clone())));
+    all.into_iter().collect()
 }
 
 /// Where a pod's cgroup is: CRI's parent below our root, unless it says so already.

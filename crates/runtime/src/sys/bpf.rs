@@ -124,3 +124,39 @@ pub(crate) fn restrict_devices(cgroup: BorrowedFd, rules: &[DeviceRule]) -> io::
     check(unsafe { libc::syscall(libc::SYS_bpf, PROG_ATTACH, &attach, size_of::<AttachAttributes>()) })?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+    use std::path::{Path, PathBuf};
+
+    /// A cgroup that goes away with the test.
+    struct Cgroup(PathBuf);
+
+    impl Drop for Cgroup {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir(&self.0);
+        }
+    }
+
+    #[test]
+    fn only_listed_devices_open() {
+        let roots = [Path::new("/sys/fs/cgroup/unified"), Path::new("/sys/fs/cgroup")];
+        let root =
+            roots.into_iter().find(|root| root.join("cgroup.controllers").exists()).expect("cgroup v2 is mounted");
+        let cgroup = Cgroup(root.join(format!("isopod-bpf-{}", uuid::Uuid::new_v4())));
+        std::fs::create_dir(&cgroup.0).unwrap();
+        let char_device = |minor, access| DeviceRule { block: false, major: Some(1), minor: Some(minor), access };
+        let mknod_only = DeviceRule { block: true, major: None, minor: None, access: MKNOD };
+        let rules = [char_device(3, READ | WRITE), char_device(5, WRITE), mknod_only];
+        restrict_devices(std::fs::File::open(&cgroup.0).unwrap().as_fd(), &rules).unwrap();
+        let script = r#"echo $$ > $0/cgroup.procs || exit 9
+            for test in '<null' '>null' '<zero' '>zero' '<urandom'; do
+                file=/dev/${test#?}
+                case $test in '<'*) (: < $file);; *) (: > $file);; esac && echo yes || echo no
+            done"#;
+        let output = std::process::Command::new("sh").arg("-c").arg(script).arg(&cgroup.0).output().unwrap();
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), "yes\nyes\nno\nyes\nno\n");
+    }
+}

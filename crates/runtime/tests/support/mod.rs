@@ -1,5 +1,8 @@
 //! A runtime of its own for each test: its directories, its cgroups, its process; gone when dropped,
 //! also when the test fails.
+//!
+//! Shared by several test binaries, none of which uses all of it.
+#![allow(dead_code, reason = "each test binary uses its part")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -192,6 +195,9 @@ impl Drop for Stack {
         let _ = self.service.kill();
         let _ = self.service.wait();
         let cleaned = Command::new(EXE).arg("clean").arg(self.base.path()).arg(&self.cgroup_root).output();
+        for hierarchy in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            let _ = std::fs::remove_dir(hierarchy.path().join("isopod-test")); // the last test's, when it is empty
+        }
         let failure = match cleaned {
             Ok(output) if output.status.success() => return,
             Ok(output) => String::from_utf8_lossy(&output.stderr).into_owned(),
@@ -319,4 +325,24 @@ pub fn docker_archive(name: &str, layers: &[Vec<u8>]) -> Vec<u8> {
         names.iter().zip(layers).for_each(|(name, layer)| file(name, layer));
         file("manifest.json", &serde_json::to_vec(&manifest).unwrap());
     })
+}
+
+/// Pods with nothing but a loopback interface.
+pub struct NoNetwork;
+
+#[async_trait::async_trait]
+impl network::PodNetwork for NoNetwork {
+    async fn attach(&self, _: &network::PodAttachment) -> anyhow::Result<network::PodAddresses> {
+        Ok(network::PodAddresses::default())
+    }
+
+    async fn detach(&self, _: &network::PodAttachment) -> anyhow::Result<()> {
+        Ok(())
+    }
+
+    async fn ready(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn set_pod_cidr(&self, _: &str) {}
 }
