@@ -11,7 +11,7 @@ use kube::Api;
 use kube::api::{DeleteParams, PostParams};
 
 use crate::common::services::{self, observe_pod, service_selector};
-use crate::common::{is_namespace_terminating, pods, selects};
+use crate::common::{is_namespace_terminating, message, pods, selects};
 use crate::framework::{Context, Controller, Requeue};
 
 const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
@@ -74,7 +74,7 @@ impl Controller for EndpointsController {
             Ok(_) => Ok(Requeue::Never),
             Err(error) if is_namespace_terminating(&error) => Ok(Requeue::Never),
             Err(error) => {
-                let text = format!("Failed to write endpoint {key}: {error}");
+                let text = format!("Failed to write endpoint {key}: {}", message(&error));
                 self.events.event(service.as_ref(), EventType::Warning, reason, text);
                 Err(error).context("write the endpoints")
             }

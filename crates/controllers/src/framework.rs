@@ -19,6 +19,8 @@ use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::common::describe;
+
 /// Gives the client with the identity of a controller, such as `deployment-controller`: in one process that of
 /// `system:serviceaccount:kube-system:deployment-controller`, with a plain kubeconfig always the same.
 pub type Clients = Arc<dyn Fn(&str) -> Client + Send + Sync>;
@@ -229,8 +231,8 @@ async fn work<C: Controller>(controller: Arc<C>, queue: WorkQueue<String>) {
             }
             Err(error) => {
                 match error.downcast_ref::<kube::Error>().is_some_and(ErrorExt::is_conflict) {
-                    true => tracing::debug!(controller = C::NAME, key = %*key, "{error:#}"),
-                    false => tracing::warn!(controller = C::NAME, key = %*key, "{error:#}"),
+                    true => tracing::debug!(controller = C::NAME, key = %*key, "{}", describe(&error)),
+                    false => tracing::warn!(controller = C::NAME, key = %*key, "{}", describe(&error)),
                 }
                 queue.add_rate_limited(key.clone());
             }

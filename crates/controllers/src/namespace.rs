@@ -15,7 +15,7 @@ use kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
 use parking_lot::Mutex;
 
 use crate::common::discovery::{Discovered, Meta, discover};
-use crate::common::now;
+use crate::common::{message, now};
 use crate::framework::{Context, Controller, Requeue};
 
 pub struct NamespaceController {
@@ -129,7 +129,7 @@ impl NamespaceController {
                 pass.remaining.push(found);
             }
             Err(error) => {
-                pass.failures.push(format!("{}: {error}", found.resource.plural));
+                pass.failures.push(format!("{}: {}", found.resource.plural, message(&error)));
                 pass.remaining.push(found);
             }
         }

@@ -44,7 +44,7 @@ pub async fn discover(client: &Client) -> kube::Result<Discovery> {
     for ((group, version), listed) in versions.iter().zip(lists) {
         match listed {
             Ok(list) => discovery.add(group, version, list),
-            Err(error) => discovery.failures.push(format!("{group}/{version}: {error}")),
+            Err(error) => discovery.failures.push(format!("{group}/{version}: {}", super::message(&error))),
         }
     }
     Ok(discovery)

@@ -37,3 +37,24 @@ pub fn is_namespace_terminating(error: &kube::Error) -> bool {
     let causes = status.details.iter().flat_map(|details| &details.causes);
     causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
 }
+
+/// What the server said, without the client's framing.
+pub fn message(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        error => error.to_string(),
+    }
+}
+
+/// An error and its causes, down to what the server said.
+pub fn describe(error: &anyhow::Error) -> String {
+    let mut text = Vec::new();
+    for cause in error.chain() {
+        if let Some(error) = cause.downcast_ref::<kube::Error>() {
+            text.push(message(error));
+            break;
+        }
+        text.push(cause.to_string());
+    }
+    text.join(": ")
+}

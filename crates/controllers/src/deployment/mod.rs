@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 
-use crate::common::{claims, is_namespace_terminating, pods, selector, selects, template};
+use crate::common::{claims, is_namespace_terminating, message, pods, selector, selects, template};
 use crate::framework::{Context, Controller, Requeue, owner_key};
 use plan::Plan;
 
@@ -150,10 +150,10 @@ impl DeploymentController {
             }
             return Ok(None); // the cache is behind
         }
-        let message = format!("Failed to create new replica set \"{name}\": {}", server_message(&error));
+        let text = format!("Failed to create new replica set \"{name}\": {}", message(&error));
         if !is_namespace_terminating(&error) {
-            progress::creation_failed(deployment, status, &message, Timestamp::now());
-            self.events.event(deployment, EventType::Warning, "ReplicaSetCreateError", &message);
+            progress::creation_failed(deployment, status, &text, Timestamp::now());
+            self.events.event(deployment, EventType::Warning, "ReplicaSetCreateError", &text);
         }
         events.clear();
         Ok(Some(anyhow::Error::from(error).context("create the new replica set")))
@@ -179,13 +179,6 @@ impl DeploymentController {
         let (name, namespace) = (updated.metadata.name.clone().unwrap_or_default(), updated.metadata.namespace.clone());
         let api: Api<Deployment> = Api::namespaced(self.client.clone(), &namespace.unwrap_or_default());
         api.replace_status(&name, &PostParams::default(), &updated).await.context("write the status").map(drop)
-    }
-}
-
-fn server_message(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => status.message.clone(),
-        error => error.to_string(),
     }
 }
 

@@ -16,7 +16,7 @@ use kube::api::{DeleteParams, PostParams};
 
 use crate::common::expectations::Expectations;
 use crate::common::services::{observe_pod, service_selector};
-use crate::common::{is_namespace_terminating, selects};
+use crate::common::{describe, is_namespace_terminating, selects};
 use crate::framework::{Context, Controller, Requeue};
 use reconcile::Changes;
 
@@ -65,7 +65,7 @@ impl Controller for EndpointSliceController {
         let changes = reconcile::reconcile(&metadata, &desired::address_types(&service), groups, &self.slices.of(key));
         let outcome = self.slices.write(key, changes).await;
         if let Err(error) = &outcome {
-            let text = format!("Error updating Endpoint Slices for Service {key}: {error:#}");
+            let text = format!("Error updating Endpoint Slices for Service {key}: {}", describe(error));
             self.events.event(service.as_ref(), EventType::Warning, "FailedToUpdateEndpointSlices", text);
         }
         outcome.map(|()| Requeue::Never)

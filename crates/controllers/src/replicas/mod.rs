@@ -18,7 +18,7 @@ use k8s_openapi::api::core::v1::{Pod, ReplicationController};
 use kube::Api;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 
-use crate::common::{claims, expectations::Expectations, is_namespace_terminating, pods, selects, template};
+use crate::common::{claims, expectations::Expectations, is_namespace_terminating, message, pods, selects, template};
 use crate::framework::{Context, Controller, Requeue, owner_key};
 use kinds::Replicator;
 use plan::{Failure, Plan};
@@ -209,14 +209,6 @@ impl<R: Replicator> Replicas<R> {
             Err(error) if !error.is_not_found() => Err(error).context("write the status"),
             _ => Ok(()),
         }
-    }
-}
-
-/// What the server said, without the client's framing.
-fn message(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => status.message.clone(),
-        error => error.to_string(),
     }
 }
 
