@@ -236,6 +236,13 @@ impl Spread {
             honor_taints: constraint.node_taints_policy.as_deref() == Some("Honor"),
         }
     }
+
+    /// A wish for pods that have none of their own.
+    pub fn wish(max_skew: i64, topology_key: &str, selector: Selector) -> Self {
+        let (required, honor_affinity, honor_taints) = (false, true, false);
+        let topology_key = topology_key.to_owned();
+        Self { max_skew, topology_key, required, selector, min_domains: 1, honor_affinity, honor_taints }
+    }
 }
 
 /// Whether a toleration covers a taint.

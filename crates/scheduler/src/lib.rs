@@ -7,6 +7,7 @@
 pub mod affinity;
 pub mod decide;
 pub mod framework;
+pub mod groups;
 pub mod plugins;
 pub mod pod;
 pub mod queue;

@@ -11,11 +11,13 @@ use client::{Client, ErrorExt as _, Event, EventRecorder, EventType, Informer, I
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::api::ListParams;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::decide::{Placement, Turn, Unschedulable, decide};
 use crate::framework::{ClusterEvent, Framework, Nomination};
+use crate::groups::{self, Group};
 use crate::plugins;
 use crate::pod::PodInfo;
 use crate::queue::{Queue, Queued};
@@ -75,11 +77,13 @@ pub(crate) async fn run(name: String, client: Client, shutdown: CancellationToke
         return;
     }
     let framework = Arc::new(plugins::default_profile());
+    let mut watching = JoinSet::new();
     let mut feeds = Feeds {
         pods: pods.subscribe(),
         nodes: nodes.subscribe(),
         namespaces: namespaces.subscribe(),
         budgets: budgets.subscribe(),
+        groups: groups::watch(&client, &mut watching),
     };
     let mut scheduler = Scheduler {
         events: EventRecorder::new(client.clone(), &name, ""),
@@ -107,6 +111,7 @@ struct Feeds {
     nodes: Subscription<Node>,
     namespaces: Subscription<Namespace>,
     budgets: Subscription<PodDisruptionBudget>,
+    groups: mpsc::Receiver<Group>,
 }
 
 enum Input {
@@ -114,6 +119,7 @@ enum Input {
     Node(Event<Node>),
     Namespace(Event<Namespace>),
     Budget(Event<PodDisruptionBudget>),
+    Group(Group),
     Written(Written),
     Time,
 }
@@ -123,6 +129,7 @@ impl Feeds {
     fn ready(&mut self) -> Option<Input> {
         None.or_else(|| self.namespaces.try_recv().map(Input::Namespace))
             .or_else(|| self.budgets.try_recv().map(Input::Budget))
+            .or_else(|| self.groups.try_recv().ok().map(Input::Group))
             .or_else(|| self.nodes.try_recv().map(Input::Node))
             .or_else(|| self.pods.try_recv().map(Input::Pod))
     }
@@ -132,6 +139,7 @@ impl Feeds {
             biased;
             event = self.namespaces.recv() => event.map(Input::Namespace),
             event = self.budgets.recv() => event.map(Input::Budget),
+            Some(group) = self.groups.recv() => Some(Input::Group(group)),
             event = self.nodes.recv() => event.map(Input::Node),
             event = self.pods.recv() => event.map(Input::Pod),
         }
@@ -187,6 +195,7 @@ impl Scheduler {
             Input::Budget(Event::Added(budget) | Event::Modified { new: budget, .. }) => {
                 self.snapshot.budgets.insert(key_of(&budget.metadata), budget);
             }
+            Input::Group(group) => self.snapshot.set_group(group),
             Input::Written(Written::Bound { queued, node, outcome }) => self.on_bound(queued, &node, outcome),
             Input::Written(Written::Other(Ok(()))) | Input::Time => {}
             Input::Written(Written::Other(Err(error))) => tracing::warn!("{error:#}"),
@@ -198,7 +207,8 @@ impl Scheduler {
 impl Scheduler {
     fn on_node(&mut self, event: Event<Node>) {
         if let Event::Deleted(node) = &event {
-            return self.snapshot.remove_node(node.metadata.name.as_deref().unwrap_or_default());
+            self.snapshot.remove_node(node.metadata.name.as_deref().unwrap_or_default());
+            return self.queue.on_event(ClusterEvent::Other, Instant::now()); // a skew may be smaller without it
         }
         self.snapshot.set_node(event.object().clone());
         let old = event.old().map(|old| &**old);
@@ -276,7 +286,8 @@ impl Scheduler {
             self.snapshot.nominate(&node, pod.clone());
         }
         if let Some(message) = self.queue.put(pod.clone(), Instant::now()) {
-            self.write_status(&pod, "SchedulingGated", &message, None);
+            tracing::debug!("pod {}/{}: {message}", pod.namespace(), pod.name());
+            self.write_status(&pod, "SchedulingGated", "Scheduling is blocked due to non-empty scheduling gates", None);
         }
     }
 }
@@ -289,8 +300,10 @@ fn is_nominated(pod: &Pod) -> bool {
 /// Whether decisions about other pods can depend on what changed of a pod on a node.
 fn matters(old: &Pod, new: &Pod) -> bool {
     let resources = |pod: &Pod| {
-        let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.clone()).unwrap_or_default();
-        statuses.into_iter().map(|status| status.allocated_resources).collect::<Vec<_>>()
+        let status = pod.status.as_ref();
+        let statuses = status.map(|status| [status.container_statuses.clone(), status.init_container_statuses.clone()]);
+        let statuses = statuses.into_iter().flatten().flatten().flatten();
+        statuses.map(|status| status.allocated_resources).collect::<Vec<_>>()
     };
     let (before, after) = (&old.metadata, &new.metadata);
     before.labels != after.labels
@@ -426,7 +439,8 @@ impl Scheduler {
             let message = format!("Preempted by pod {} on node {node}", pod.uid);
             self.events.event(&*victim.object, EventType::Normal, "Preempted", message);
             let (client, name) = (self.client.clone(), self.name.clone());
-            self.writes.spawn(async move { Written::Other(writes::evict(&client, &name, &victim).await) });
+            self.writes
+                .spawn(async move { Written::Other(writes::in_time(writes::evict(&client, &name, &victim)).await) });
         }
     }
 
@@ -438,6 +452,7 @@ impl Scheduler {
 
     fn spawn_write(&mut self, pod: Arc<PodInfo>, status: serde_json::Value) {
         let client = self.client.clone();
-        self.writes.spawn(async move { Written::Other(writes::patch_status(&client, &pod, status).await) });
+        self.writes
+            .spawn(async move { Written::Other(writes::in_time(writes::patch_status(&client, &pod, status)).await) });
     }
 }

@@ -4,13 +4,16 @@
 //! A node keeps its id (its row in every column) as long as it exists or pods are bound to it: pods may become known
 //! before their node does, and stay when it is deleted.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Taint};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use machinery::labels::Selector;
 
 use crate::affinity::Labels;
+use crate::groups::Group;
 use crate::pod::{Class, HostPort, PodInfo};
 use crate::requests::Requests;
 
@@ -100,6 +103,8 @@ pub struct Snapshot {
     demanding: HashSet<Arc<Class>>,
     images: HashMap<String, usize>,
     namespaces: HashMap<String, Labels>,
+    /// By namespace, then by kind and name.
+    groups: HashMap<String, BTreeMap<(Cow<'static, str>, String), Selector>>,
     nominated: BTreeMap<String, Vec<Arc<PodInfo>>>,
     pub budgets: BTreeMap<String, Arc<PodDisruptionBudget>>,
 }
@@ -263,7 +268,7 @@ impl Snapshot {
     }
 }
 
-/// Namespaces and nominations.
+/// Namespaces, groups and nominations.
 impl Snapshot {
     pub fn set_namespace(&mut self, name: &str, labels: Option<Labels>) {
         match labels {
@@ -275,6 +280,30 @@ impl Snapshot {
     pub fn namespace_labels(&self, name: &str) -> &Labels {
         static NONE: Labels = Labels::new();
         self.namespaces.get(name).unwrap_or(&NONE)
+    }
+
+    pub fn set_group(&mut self, group: Group) {
+        let groups = self.groups.entry(group.namespace.clone()).or_default();
+        let key = (group.kind, group.name);
+        match group.selector {
+            Some(selector) => drop(groups.insert(key, selector)),
+            None => drop(groups.remove(&key)),
+        }
+        if groups.is_empty() {
+            self.groups.remove(&group.namespace);
+        }
+    }
+
+    /// What selects the pods that belong together with this one: the Services that select it, and its controller.
+    pub fn siblings(&self, pod: &PodInfo) -> Option<Selector> {
+        let groups = self.groups.get(pod.namespace())?;
+        let controller = client::controller_of(&pod.object.metadata);
+        let belongs = |((kind, name), selector): &(&(Cow<'static, str>, String), &Selector)| match &**kind {
+            "Service" => selector.matches_map(&pod.class.labels),
+            kind => controller.is_some_and(|owner| owner.kind == kind && owner.name == *name),
+        };
+        let chosen = groups.iter().filter(belongs).flat_map(|(_, selector)| selector.requirements().to_vec());
+        Some(Selector::new(chosen)).filter(|selector| !selector.is_everything())
     }
 
     /// Reserves room on a node for a pod that waits there for its victims to end.

@@ -1,5 +1,7 @@
 //! What the scheduler writes besides bindings: the PodScheduled condition, nominations, and the end of victims.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use client::{Client, ErrorExt as _};
 use jiff::Timestamp;
@@ -10,6 +12,15 @@ use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::{Value, json};
 
 use crate::pod::PodInfo;
+
+/// How long a write may take before it counts as failed: one that hangs would hold its pod forever.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Fails when a write takes too long.
+pub async fn in_time<T, E: Into<anyhow::Error>>(write: impl Future<Output = Result<T, E>>) -> anyhow::Result<T> {
+    let outcome = tokio::time::timeout(PATIENCE, write).await.context("the server does not answer")?;
+    outcome.map_err(Into::into)
+}
 
 /// The status of a pod that was not placed, or None if it says all that already. `nominated` is None to leave the
 /// nomination alone, and an empty name to take it back.

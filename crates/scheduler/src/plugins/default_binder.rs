@@ -11,6 +11,7 @@ use kube::core::response::Status;
 
 use crate::framework::Plugin;
 use crate::pod::PodInfo;
+use crate::writes::in_time;
 
 pub struct DefaultBinder;
 
@@ -31,7 +32,9 @@ impl Plugin for DefaultBinder {
         let target = ObjectReference { kind: some("Node"), name: some(node), ..Default::default() };
         let binding = Binding { metadata, target };
         let api: Api<Pod> = Api::namespaced(client.clone(), pod.namespace());
-        let posted = api.create_subresource::<_, Status>("binding", pod.name(), &PostParams::default(), &binding).await;
-        posted.map(|_| true).with_context(|| format!("bind {}/{} to {node}", pod.namespace(), pod.name()))
+        let params = PostParams::default();
+        let posted = api.create_subresource::<_, Status>("binding", pod.name(), &params, &binding);
+        let bound = in_time(posted).await.map(|_| true);
+        bound.with_context(|| format!("bind {}/{} to {node}", pod.namespace(), pod.name()))
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Pods are counted by class and node, so a decision costs the nodes and the templates of a namespace, not its pods.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 
 use crate::affinity::Spread;
 use crate::framework::{ClusterEvent, Filter, Filtered, MAX_SCORE, Plugin, PreFilter, Refusal, Score};
@@ -12,6 +13,7 @@ use crate::snapshot::{NodeId, Snapshot};
 const MISSING: &str = "node(s) didn't match pod topology spread constraints (missing required label)";
 const UNMATCHED: &str = "node(s) didn't match pod topology spread constraints";
 const HOSTNAME: &str = "kubernetes.io/hostname";
+const ZONE: &str = "topology.kubernetes.io/zone";
 
 pub struct PodTopologySpread;
 
@@ -76,6 +78,12 @@ fn has_all_keys(snapshot: &Snapshot, constraints: &[&Spread], node: NodeId) -> b
     constraints.iter().all(|constraint| snapshot.node(node).label(&constraint.topology_key).is_some())
 }
 
+/// Upstream's wishes for pods that belong to a group and say nothing themselves.
+fn by_default(snapshot: &Snapshot, pod: &PodInfo) -> Option<[Spread; 2]> {
+    let siblings = snapshot.siblings(pod)?;
+    Some([Spread::wish(3, HOSTNAME, siblings.clone()), Spread::wish(5, ZONE, siblings)])
+}
+
 impl Plugin for PodTopologySpread {
     fn name(&self) -> &'static str {
         "PodTopologySpread"
@@ -99,13 +107,19 @@ impl Plugin for PodTopologySpread {
     }
 
     fn pre_score<'a>(&self, snapshot: &'a Snapshot, pod: &'a PodInfo, nodes: &[NodeId]) -> Option<Box<dyn Score + 'a>> {
-        let preferred: Vec<&Spread> = pod.spread.iter().filter(|constraint| !constraint.required).collect();
+        let complete_only = !pod.spread.is_empty();
+        let preferred: Vec<Cow<'a, Spread>> = match complete_only {
+            true => pod.spread.iter().filter(|constraint| !constraint.required).map(Cow::Borrowed).collect(),
+            false => by_default(snapshot, pod).into_iter().flatten().map(Cow::Owned).collect(),
+        };
         if preferred.is_empty() {
             return None;
         }
-        let weigh = |constraint: &&'a Spread| Weighed::new(snapshot, pod, constraint, &preferred, nodes);
+        let keys: Vec<&Spread> = preferred.iter().filter(|_| complete_only).map(|constraint| &**constraint).collect();
+        let complete = |node: NodeId| has_all_keys(snapshot, &keys, node);
+        let ignored = nodes.iter().map(|node| !complete(*node)).collect();
+        let weigh = |constraint: &Cow<'a, Spread>| Weighed::new(snapshot, pod, constraint.clone(), complete, nodes);
         let weighed = preferred.iter().map(weigh).collect();
-        let ignored = nodes.iter().map(|node| !has_all_keys(snapshot, &preferred, *node)).collect();
         Some(Box::new(Preference { snapshot, weighed, ignored }))
     }
 
@@ -143,7 +157,7 @@ impl<'a> Filter<'a> for State<'a> {
         }
         for (constraint, domains) in &mut self.constraints {
             let concerned = constraint.selector.matches_map(&other.class.labels)
-                && (present || !other.class.terminating) // terminating pods were not counted
+                && !other.class.terminating // never counted
                 && is_included(self.snapshot, self.pod, constraint, node);
             let value = self.snapshot.node(node).label(&constraint.topology_key);
             if let (true, Some(count)) = (concerned, value.and_then(|value| domains.counts.get_mut(value))) {
@@ -156,7 +170,7 @@ impl<'a> Filter<'a> for State<'a> {
 
 /// A constraint that is only preferred.
 struct Weighed<'a> {
-    constraint: &'a Spread,
+    constraint: Cow<'a, Spread>,
     counts: HashMap<&'a str, i64>,
     by_node: HashMap<NodeId, i64>,
     /// Compensates for topologies with few domains, which have more pods in each.
@@ -164,22 +178,24 @@ struct Weighed<'a> {
 }
 
 impl<'a> Weighed<'a> {
-    fn new(snapshot: &'a Snapshot, pod: &PodInfo, constraint: &'a Spread, all: &[&Spread], nodes: &[NodeId]) -> Self {
-        let complete = |node: &NodeId| has_all_keys(snapshot, all, *node);
-        let is_host = constraint.topology_key == HOSTNAME;
-        let domains = if is_host {
-            Domains::default()
+    /// Counts on the nodes that are `complete`.
+    fn new(
+        snapshot: &'a Snapshot,
+        pod: &PodInfo,
+        constraint: Cow<'a, Spread>,
+        complete: impl Fn(NodeId) -> bool,
+        nodes: &[NodeId],
+    ) -> Self {
+        let label = |node| snapshot.node(node).label(&constraint.topology_key);
+        let values = nodes.iter().copied().filter(|node| complete(*node)).filter_map(label);
+        let (size, counts, by_node) = if constraint.topology_key == HOSTNAME {
+            (values.count(), HashMap::new(), counts_by_node(snapshot, pod, &constraint))
         } else {
-            count_domains(snapshot, pod, constraint, snapshot.nodes().iter().copied().filter(complete))
+            let all = snapshot.nodes().iter().copied().filter(|node| complete(*node));
+            let domains = count_domains(snapshot, pod, &constraint, all);
+            (values.collect::<HashSet<_>>().len(), domains.counts, HashMap::new())
         };
-        let scored = nodes.iter().copied().filter(complete);
-        let values = scored.filter_map(|node| snapshot.node(node).label(&constraint.topology_key));
-        let size = match is_host {
-            true => values.count(),
-            false => values.collect::<std::collections::HashSet<_>>().len(),
-        };
-        let by_node = if is_host { counts_by_node(snapshot, pod, constraint) } else { HashMap::new() };
-        Self { constraint, counts: domains.counts, by_node, weight: (size as f64 + 2.0).ln() }
+        Self { constraint, counts, by_node, weight: (size as f64 + 2.0).ln() }
     }
 
     fn score(&self, snapshot: &Snapshot, node: NodeId) -> f64 {

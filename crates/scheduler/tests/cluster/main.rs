@@ -1,6 +1,8 @@
 //! The scheduler on a real API server, called in memory under the identity and roles of the real one.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use apiserver::{
     Config, Server,
@@ -37,6 +39,11 @@ impl Drop for Cluster {
 
 impl Cluster {
     async fn start(election: Option<String>) -> Self {
+        Self::with_failing_bindings(election, 0).await
+    }
+
+    /// The first `failures` bindings are answered with an error.
+    async fn with_failing_bindings(election: Option<String>, failures: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let options = PkiOptions { server_names: vec![], server_ips: vec![], cluster_domain: "cluster.local".into() };
         let config = Config {
@@ -48,20 +55,31 @@ impl Cluster {
             dialer: Arc::new(TcpDialer),
         };
         let server = Server::new(config).await.unwrap();
-        let as_user = |user: UserInfo| {
-            let service = server.service().map_request(move |mut request: http::Request<kube::client::Body>| {
+        let service = server.service();
+        let as_user = |user: UserInfo, failures: usize| {
+            let (service, failures) = (service.clone(), Arc::new(AtomicUsize::new(failures)));
+            let answer = tower::service_fn(move |mut request: http::Request<kube::client::Body>| {
                 request.extensions_mut().insert(user.clone());
-                request.map(axum::body::Body::new)
+                let is_binding = request.uri().path().ends_with("/binding");
+                let fails = || failures.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok();
+                let fails = is_binding && fails();
+                let service = service.clone();
+                async move {
+                    match fails {
+                        true => Ok(http::Response::builder().status(500).body("broken".into()).unwrap()),
+                        false => service.oneshot(request).await,
+                    }
+                }
             });
-            client::in_process(service, "test")
+            client::in_process(answer, "test")
         };
-        let admin = as_user(UserInfo::master("test"));
+        let admin = as_user(UserInfo::master("test"), 0);
         let account = json!({"metadata": {"name": "default"}});
         let accounts: Api<ServiceAccount> = Api::default_namespaced(admin.clone());
         accounts.create(&PostParams::default(), &serde_json::from_value(account).unwrap()).await.unwrap();
         let shutdown = CancellationToken::new();
         let config = scheduler::Config { election, ..Default::default() };
-        let scheduler = as_user(UserInfo::component("system:kube-scheduler"));
+        let scheduler = as_user(UserInfo::component("system:kube-scheduler"), failures);
         let scheduling = tokio::spawn(scheduler::run(config, scheduler, shutdown.clone()));
         Self { admin, shutdown, scheduling, server, _dir: dir }
     }
@@ -179,13 +197,10 @@ async fn pods_are_bound_and_refused_pods_wait_for_room() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn important_pods_take_the_place_of_others() {
     let cluster = Cluster::start(Some("one".into())).await;
-    let classes: Api<k8s_openapi::api::scheduling::v1::PriorityClass> = Api::all(cluster.admin.clone());
-    let class = json!({"metadata": {"name": "high"}, "value": 1000});
-    create(&classes, class).await;
     cluster.node("a", "1").await;
     cluster.pod("low", "1", json!({"terminationGracePeriodSeconds": 0})).await;
     cluster.until("low", |pod| node_of(pod) == Some("a")).await;
-    cluster.pod("high", "1", json!({"priorityClassName": "high"})).await;
+    cluster.pod("high", "1", json!({"priorityClassName": "system-cluster-critical"})).await;
     cluster.until("high", |pod| node_of(pod) == Some("a")).await;
     assert!(cluster.pods().get_opt("low").await.unwrap().is_none());
     assert!(cluster.event("low", "Preempted").await.ends_with("on node a"));
@@ -208,5 +223,46 @@ async fn many_pods_are_spread_and_never_overcommit() {
     for node in ["a", "b", "c"] {
         assert_eq!(pods.iter().filter(|pod| node_of(pod) == Some(node)).count(), 20, "{node}");
     }
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_binding_that_fails_is_tried_again_and_holds_no_room() {
+    let cluster = Cluster::with_failing_bindings(None, 1).await;
+    cluster.node("a", "1").await;
+    cluster.pod("first", "1", json!({})).await;
+    let message = cluster.event("first", "FailedScheduling").await;
+    assert!(message.starts_with("bind default/first to a"), "{message}");
+    // While it backs off, another takes the room that it no longer holds; the first gets it after that one.
+    cluster.pod("second", "1", json!({})).await;
+    let winner = async || {
+        let pods = cluster.pods().list(&ListParams::default()).await.unwrap().items;
+        pods.into_iter().find(|pod| node_of(pod) == Some("a"))?.metadata.name
+    };
+    let winner = cluster.wait("a bound pod", winner).await;
+    cluster.pods().delete(&winner, &DeleteParams::default().grace_period(0)).await.unwrap();
+    let other = if winner == "first" { "second" } else { "first" };
+    cluster.until(other, |pod| node_of(pod) == Some("a")).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pods_bound_by_others_count_and_are_left_alone() {
+    let cluster = Cluster::start(None).await;
+    cluster.node("a", "1").await;
+    cluster.pod("taken", "2", json!({})).await;
+    cluster.until("taken", |pod| scheduled(pod).is_some()).await;
+    let binding = json!({"metadata": {"name": "taken"}, "target": {"kind": "Node", "name": "a"}});
+    let posted: kube::Result<Value> =
+        cluster.pods().create_subresource("binding", "taken", &PostParams::default(), &binding).await;
+    posted.unwrap();
+    // The room it took is more than there is: nothing fits any more until it goes.
+    let events: Api<Event> = Api::default_namespaced(cluster.admin.clone());
+    cluster.pod("next", "1m", json!({})).await;
+    assert!(cluster.event("next", "FailedScheduling").await.contains("1 Insufficient cpu"));
+    let about_taken = ListParams::default().fields("involvedObject.name=taken,reason=Scheduled");
+    assert!(events.list(&about_taken).await.unwrap().items.is_empty());
+    cluster.pods().delete("taken", &DeleteParams::default().grace_period(0)).await.unwrap();
+    cluster.until("next", |pod| node_of(pod) == Some("a")).await;
     cluster.stop().await;
 }

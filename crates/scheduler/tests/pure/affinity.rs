@@ -153,3 +153,32 @@ fn spreading_may_be_a_wish() {
     let pods = [("a1", web("x", json!({}))), ("a2", web("y", json!({})))];
     assert_eq!(outcome(&snapshot(zones(), pods), web("p", spread(1, "zone", wish))), "b1");
 }
+
+#[test]
+fn siblings_are_spread_by_default() {
+    let owned = |uid: &str, set: &str| {
+        let owner =
+            json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": set, "uid": set, "controller": true}]);
+        web(uid, json!({"metadata": {"ownerReferences": owner}}))
+    };
+    let group = |namespace: &str, kind: &'static str| scheduler::groups::Group {
+        namespace: namespace.into(),
+        kind: kind.into(),
+        name: "set".into(),
+        selector: Some(machinery::labels::Selector::parse("app=web").unwrap()),
+    };
+    // Otherwise emptier than b: only the sibling speaks against a.
+    let mut snapshot = snapshot(
+        [node("a", json!({})), node("b", json!({}))],
+        [("a", web("x", json!({}))), ("b", pod("y", "500m", json!({})))],
+    );
+    for (what, wanted, group, expected) in [
+        ("no group", owned("p", "set"), group("other", "ReplicaSet"), "a"),
+        ("another set", owned("p", "other"), group("default", "ReplicaSet"), "a"),
+        ("its set", owned("p", "set"), group("default", "ReplicaSet"), "b"),
+        ("its service", owned("p", "other"), group("default", "Service"), "b"),
+    ] {
+        snapshot.set_group(group);
+        assert_eq!(outcome(&snapshot, wanted), expected, "{what}");
+    }
+}
