@@ -83,7 +83,7 @@ async fn images_share_layers_which_go_with_their_last_user() {
     let mut stack = Stack::empty().await;
     let base = busybox_layer();
     let (one, two) = (stack.path("one.tar"), stack.path("two.tar"));
-    std::fs::write(&one, oci_archive("docker.io/test/one:v1", &[base.clone()])).unwrap();
+    std::fs::write(&one, oci_archive("docker.io/test/one:v1", std::slice::from_ref(&base))).unwrap();
     std::fs::write(&two, docker_archive("two", &[base.clone(), upper_layer()])).unwrap();
     stack.import(&one);
     stack.import(&two);

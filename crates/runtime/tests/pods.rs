@@ -307,6 +307,37 @@ async fn pods_outlive_the_service() {
 }
 
 #[tokio::test]
+async fn a_shim_is_small_and_its_binary_safe() {
+    let mut stack = Stack::start().await;
+    let pod = stack.pod("small").await;
+    let id = stack
+        .run(&pod, container("main", &["sh", "-c", "for i in $(busybox seq 2000); do echo line $i; done; sleep 1000"]))
+        .await;
+    let log = stack.status(&id).await.log_path;
+    until("the log", || std::fs::read_to_string(&log).is_ok_and(|text| text.contains("F line 2000\n"))).await;
+    stack.exec(&id, &["true"]).await.unwrap();
+    let pid = stack.pid(&id).await;
+    let shim = parent(pid);
+    let pause = std::fs::read_to_string(format!("/proc/{shim}/task/{shim}/children")).unwrap();
+    let private = |pid: &str| -> u64 {
+        let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+        let fields = rollup.lines().filter(|line| line.starts_with("Private_"));
+        fields.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum()
+    };
+    // Nobody can write to the binary through a process of the pod.
+    let written = std::fs::File::options().write(true).open(format!("/proc/{shim}/exe"));
+    assert_eq!(written.unwrap_err().kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    let (shim, pause) = (private(&shim.to_string()), private(pause.split(' ').next().unwrap()));
+    println!("private memory: shim {shim} kB, pause {pause} kB");
+    assert!(shim < 1024 && pause < 256, "shim {shim} kB, pause {pause} kB");
+}
+
+fn parent(pid: i64) -> i32 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap()
+}
+
+#[tokio::test]
 async fn removal_leaves_no_process_mount_cgroup_or_file() {
     let mut stack = Stack::start().await;
     let mounts = || std::fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -347,8 +378,7 @@ async fn a_lost_shim_takes_its_pod_down() {
     let pod = stack.pod("lost").await;
     let id = stack.run(&pod, container("main", &["sleep", "1000"])).await;
     let pid = stack.pid(&id).await;
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let shim: i32 = stat.rsplit_once(") ").unwrap().1.split(' ').nth(1).unwrap().parse().unwrap();
+    let shim = parent(pid);
     assert_eq!(std::fs::read_to_string(format!("/proc/{shim}/comm")).unwrap(), "isopod-shim\n");
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), nix::sys::signal::Signal::SIGKILL).unwrap();
     let status = stack.wait(&id).await;

@@ -149,7 +149,10 @@ async fn a_container_with_a_terminal_takes_input_and_sizes() {
     ends.resize.send((80, 25)).await.unwrap();
     ends.stdin.write_all(b"tty\n").await.unwrap();
     expect(&mut ends.stdout, "/dev/pts/0\r\n").await;
-    ends.stdin.write_all(b"until [ \"$(stty size)\" = '25 80' ]; do sleep 0.05; done; echo si''zed; exit 2\n").await.unwrap();
+    ends.stdin
+        .write_all(b"until [ \"$(stty size)\" = '25 80' ]; do sleep 0.05; done; echo si''zed; exit 2\n")
+        .await
+        .unwrap();
     expect(&mut ends.stdout, "sized").await;
     attached.await.unwrap().unwrap();
     assert_eq!(stack.wait(&id).await.exit_code, 2);

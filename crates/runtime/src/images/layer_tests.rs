@@ -12,7 +12,8 @@ fn archive(entries: &[Entry]) -> Vec<u8> {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(*kind);
         header.set_mode(if *kind == EntryType::Directory { 0o1750 } else { 0o4640 });
-        (header.set_uid(12), header.set_gid(34));
+        header.set_uid(12);
+        header.set_gid(34);
         header.set_mtime(1_000_000_000);
         header.set_size(content.len() as u64);
         // Raw bytes, because the builder itself refuses hostile paths.

@@ -260,7 +260,8 @@ pub fn add(
     header.set_mode(mode);
     header.set_size(content.len() as u64);
     header.set_mtime(1_000_000_000);
-    (header.set_uid(0), header.set_gid(0));
+    header.set_uid(0);
+    header.set_gid(0);
     if link.is_empty() {
         builder.append_data(&mut header, path, content).unwrap();
     } else {
