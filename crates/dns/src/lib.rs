@@ -20,6 +20,7 @@ use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 
 use crate::forward::Forwarder;
+pub use crate::registration::{NAMESPACE, SLICE};
 use crate::zone::Zone;
 
 pub struct Config {

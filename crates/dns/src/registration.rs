@@ -10,8 +10,11 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 
-const NAMESPACE: &str = "kube-system";
+/// Where the Service is.
+pub const NAMESPACE: &str = "kube-system";
 const NAME: &str = "kube-dns";
+/// The name of its EndpointSlice.
+pub const SLICE: &str = "kube-dns-isopod";
 /// Somebody may delete them; they come back within this time.
 const CHECK: Duration = Duration::from_secs(30);
 
@@ -67,7 +70,7 @@ fn slice(advertise: SocketAddr) -> Value {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
         "metadata": {
-            "name": format!("{NAME}-isopod"),
+            "name": SLICE,
             "labels": {
                 "kubernetes.io/service-name": NAME,
                 "endpointslice.kubernetes.io/managed-by": "dns.isopod",

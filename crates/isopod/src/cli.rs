@@ -4,6 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 /// Kubernetes, the whole system, in one binary.
@@ -109,6 +110,20 @@ pub struct NetworkOptions {
     pub proxy_mode: String,
 }
 
+impl NetworkOptions {
+    /// The pod range as base and prefix length.
+    pub fn cluster_range(&self) -> anyhow::Result<(Ipv4Addr, u8)> {
+        let range: network::Range = self.cluster_cidr.parse().context("--cluster-cidr")?;
+        Ok((range.base, range.prefix))
+    }
+
+    /// The Service range as base and prefix length.
+    pub fn service_range(&self) -> anyhow::Result<(Ipv4Addr, u8)> {
+        let range: network::Range = self.service_cidr.parse().context("--service-cidr")?;
+        Ok((range.base, range.prefix))
+    }
+}
+
 #[derive(Debug, Args)]
 pub struct Server {
     /// Read settings from this YAML file; its keys are the flags' names.
@@ -181,8 +196,6 @@ pub struct Proxy {
     /// How to reach the API server.
     #[arg(long, env = "KUBECONFIG", value_name = "FILE")]
     pub kubeconfig: PathBuf,
-    #[arg(long, env = "ISOPOD_NODE_IP")]
-    pub node_ip: Option<Ipv4Addr>,
     #[arg(long, env = "ISOPOD_NODE_NAME")]
     pub node_name: Option<String>,
     #[command(flatten)]

@@ -38,7 +38,8 @@ fn settings(text: &str, command: &clap::Command) -> anyhow::Result<Vec<(String, 
 fn setting(key: &str, value: Value, command: &clap::Command) -> anyhow::Result<(String, String)> {
     let flag = command.get_arguments().find(|a| a.get_long() == Some(key) && key != "config");
     let Some(variable) = flag.and_then(|f| f.get_env()) else {
-        let known: Vec<_> = command.get_arguments().filter(|a| a.get_env().is_some()).filter_map(|a| a.get_long()).collect();
+        let known: Vec<_> =
+            command.get_arguments().filter(|a| a.get_env().is_some()).filter_map(|a| a.get_long()).collect();
         bail!("unknown key {key:?}; known keys: {}", known.join(", "));
     };
     let scalar = |value: &Value| match value {
@@ -67,10 +68,7 @@ mod tests {
     #[test]
     fn keys_are_flags() {
         let settings = parse("secure-port: 7443\ntls-san: [a, b]\n").unwrap();
-        assert_eq!(
-            settings,
-            [("ISOPOD_SECURE_PORT".into(), "7443".into()), ("ISOPOD_TLS_SAN".into(), "a,b".into())]
-        );
+        assert_eq!(settings, [("ISOPOD_SECURE_PORT".into(), "7443".into()), ("ISOPOD_TLS_SAN".into(), "a,b".into())]);
     }
 
     #[test]

@@ -15,14 +15,22 @@ pub fn write(path: &Path, text: &str) -> anyhow::Result<()> {
         fs::create_dir_all(parent).with_context(describe)?;
     }
     let temporary = path.with_extension(format!("tmp{}", std::process::id()));
-    let mut file = fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&temporary).with_context(describe)?;
+    let mut file = fs::OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(&temporary)
+        .with_context(describe)?;
     file.write_all(text.as_bytes()).with_context(describe)?;
     fs::rename(&temporary, path).with_context(describe)
 }
 
 /// The file that kubectl would change: the first of $KUBECONFIG, or ~/.kube/config.
 pub fn default_path() -> anyhow::Result<PathBuf> {
-    if let Some(first) = std::env::var("KUBECONFIG").ok().and_then(|v| v.split(':').find(|p| !p.is_empty()).map(PathBuf::from)) {
+    if let Some(first) =
+        std::env::var("KUBECONFIG").ok().and_then(|v| v.split(':').find(|p| !p.is_empty()).map(PathBuf::from))
+    {
         return Ok(first);
     }
     let home = std::env::var_os("HOME").context("neither KUBECONFIG nor HOME is set")?;
@@ -66,7 +74,8 @@ fn merged(existing: &str, ours: &str) -> anyhow::Result<String> {
 mod tests {
     use super::*;
 
-    const OURS: &str = "clusters: [{name: isopod, cluster: {server: new}}]\nusers: []\ncontexts: []\ncurrent-context: isopod\n";
+    const OURS: &str =
+        "clusters: [{name: isopod, cluster: {server: new}}]\nusers: []\ncontexts: []\ncurrent-context: isopod\n";
 
     #[test]
     fn merging_keeps_the_rest() {

@@ -21,7 +21,8 @@ pub fn to_stderr(verbose: u8) {
 
 /// Appends, so that the log tells of earlier starts too.
 pub fn to_file(verbose: u8, path: &Path) -> anyhow::Result<()> {
-    let file = File::options().create(true).append(true).open(path).with_context(|| format!("open {}", path.display()))?;
+    let file =
+        File::options().create(true).append(true).open(path).with_context(|| format!("open {}", path.display()))?;
     tracing_subscriber::fmt().with_env_filter(filter(verbose)).with_ansi(false).with_writer(file).init();
     Ok(())
 }

@@ -15,7 +15,9 @@ mod sandbox;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    runtime::entrypoint();
+    if let Some(never) = runtime::entrypoint(std::env::args_os()) {
+        match never {}
+    }
     let arguments = match cli::parse() {
         Ok(arguments) => arguments,
         Err(error) => error.exit(),

@@ -259,11 +259,13 @@ pub fn counter() -> Expr {
     Expr::new("counter", attributes().u64(1, 0).u64(2, 0))
 }
 
-/// Turns the packet away with an answer.
-pub fn reject(how: Reject) -> Expr {
-    let (kind, code) = match how {
-        Reject::TcpReset => (1, 0u8),
-        Reject::PortUnreachable => (2, 1),
+/// Turns the packet away with an answer, in a table of that family.
+pub fn reject(family: crate::Family, how: Reject) -> Expr {
+    let (kind, code) = match (how, family) {
+        (Reject::TcpReset, _) => (1, 0u8),
+        (Reject::PortUnreachable, crate::Family::Ipv4) => (0, 3),
+        (Reject::PortUnreachable, crate::Family::Ipv6) => (0, 4),
+        (Reject::PortUnreachable, crate::Family::Inet) => (2, 1),
     };
     Expr::new("reject", attributes().u32(1, kind).bytes(2, &[code]))
 }

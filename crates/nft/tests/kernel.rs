@@ -80,7 +80,7 @@ fn nft_reads_what_was_written() {
                 expr::bitwise(0, 0, &expr::ct_state::NEW.to_ne_bytes(), &[0; 4]),
                 expr::cmp(Cmp::Neq, 0, &[0; 4]),
                 expr::counter(),
-                expr::reject(Reject::PortUnreachable),
+                expr::reject(Family::Ipv4, Reject::PortUnreachable),
             ],
         );
         let mut socket = Socket::open().unwrap();

@@ -63,5 +63,8 @@ fn header(kind: tar::EntryType, size: usize, mode: u32) -> tar::Header {
     header.set_entry_type(kind);
     header.set_size(size as u64);
     header.set_mode(mode);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
     header
 }

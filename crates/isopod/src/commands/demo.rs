@@ -31,7 +31,9 @@ pub fn run(name: &Name, verbose: u8) -> anyhow::Result<()> {
     let state = sandbox.state().context("read the cluster's state")?;
     tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?.block_on(async {
         let client = client::remote(&state.kubeconfig, None, "isopod-demo").await?;
-        tokio::time::timeout(PATIENCE, show(client)).await.context("the demo did not finish in time; see `kubectl get events`")?
+        tokio::time::timeout(PATIENCE, show(client))
+            .await
+            .context("the demo did not finish in time; see `kubectl get events`")?
     })?;
     let kubeconfig = state.kubeconfig.display();
     println!(

@@ -39,7 +39,10 @@ fn stop(sandbox: &Sandbox, pid: i32) {
     let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
     let deadline = Instant::now() + GRACE;
     while sandbox.run_dir.exists() && sandbox.lock().is_err() && Instant::now() < deadline {
-        #[expect(clippy::disallowed_methods, reason = "no executor runs here, and exits of strangers cannot be awaited")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "no executor runs here, and exits of strangers cannot be awaited"
+        )]
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -32,10 +32,11 @@ pub fn run(options: &Server, with_node: bool, verbose: u8) -> anyhow::Result<()>
         with_node,
     };
     let progress = cluster::Progress::to_log();
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?
-        .block_on(cluster::run(config, vec![listener], &progress))
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(cluster::run(
+        config,
+        vec![listener],
+        &progress,
+    ))
 }
 
 /// A node's name is its lower-case host name unless it was told another.

@@ -228,8 +228,7 @@ pub fn cluster_process(spec: &Path) -> anyhow::Result<ExitCode> {
     let sandbox = Sandbox::new(&spec.name)?;
     logging::to_file(spec.verbose.max(1), &log_file(&sandbox))?;
     // SAFETY: the launcher left these descriptors open for this process and nothing else owns them.
-    let (listener, progress) =
-        unsafe { (TcpListener::from_raw_fd(spec.listener), File::from_raw_fd(spec.progress)) };
+    let (listener, progress) = unsafe { (TcpListener::from_raw_fd(spec.listener), File::from_raw_fd(spec.progress)) };
     for fd in [listener.as_fd(), progress.as_fd()] {
         fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     }

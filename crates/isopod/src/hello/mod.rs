@@ -81,9 +81,8 @@ pub async fn fetch(url: &str) -> anyhow::Result<String> {
         bail!("{url:?} must begin with http://");
     }
     let host = uri.host().context("the URL names no host")?;
-    let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(80)))
-        .await
-        .with_context(|| format!("connect to {host}"))?;
+    let stream =
+        TcpStream::connect((host, uri.port_u16().unwrap_or(80))).await.with_context(|| format!("connect to {host}"))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let path = uri.path_and_query().map_or("/", |p| p.as_str());

@@ -58,7 +58,10 @@ fn kill_all(sandbox: &Sandbox) -> anyhow::Result<()> {
         for pid in processes {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
-        #[expect(clippy::disallowed_methods, reason = "no executor runs here, and exits of strangers cannot be awaited")]
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "no executor runs here, and exits of strangers cannot be awaited"
+        )]
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -89,9 +92,9 @@ fn belongs(pid: i32, pins: &BTreeSet<(u64, u64)>, cgroup: &str) -> bool {
         .any(|kind| identity(Path::new(&format!("/proc/{pid}/ns/{kind}"))).is_some_and(|id| pins.contains(&id)));
     in_namespace
         || fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| {
-            text.lines().filter_map(|line| line.splitn(3, ':').nth(2)).any(|path| {
-                path.strip_prefix(cgroup).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-            })
+            text.lines()
+                .filter_map(|line| line.splitn(3, ':').nth(2))
+                .any(|path| path.strip_prefix(cgroup).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
         })
 }
 

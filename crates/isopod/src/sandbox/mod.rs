@@ -54,7 +54,9 @@ impl Sandbox {
             && !name.starts_with('-')
             && !name.ends_with('-');
         if !valid {
-            bail!("cluster name {name:?} must be at most 40 lower-case letters, digits or '-', and not begin or end with '-'");
+            bail!(
+                "cluster name {name:?} must be at most 40 lower-case letters, digits or '-', and not begin or end with '-'"
+            );
         }
         Ok(Sandbox {
             name: name.to_owned(),
@@ -115,10 +117,5 @@ impl Sandbox {
             lan::connect(&namespaces).context("set up the cluster's virtual network")?;
         }
         Ok(namespaces)
-    }
-
-    /// The pinned namespaces of a cluster that exists.
-    pub fn existing_namespaces(&self) -> Option<Namespaces> {
-        Namespaces::open(&self.run_dir.join("ns"))
     }
 }

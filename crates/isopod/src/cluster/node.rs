@@ -1,0 +1,208 @@
+//! What makes a machine a node: runtime, pod network, kubelet, proxy; and the cluster's DNS.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, anyhow};
+use apiserver::identity::{AUTHENTICATED, NODES, UserInfo};
+use client::Client;
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::api::Api;
+use kube::runtime::wait::await_condition;
+use network::PodNetwork;
+use network::bridge::{self, Bridge};
+use tokio_util::sync::CancellationToken;
+
+use super::control_plane::ControlPlane;
+use super::{Components, Config, Progress};
+use crate::cli::NetworkOptions;
+use crate::hello::image as hello;
+
+/// DNS is served on the node's address at this port and reached through its Service at 53: on a
+/// real host, port 53 of the node may be taken.
+const DNS_PORT: u16 = 10053;
+
+/// Where a node keeps things.
+#[derive(Clone, Debug)]
+pub struct Place {
+    pub data_dir: PathBuf,
+    pub run_dir: PathBuf,
+    pub cgroup_root: String,
+}
+
+impl Config {
+    fn place(&self) -> Place {
+        Place { data_dir: self.data_dir.clone(), run_dir: self.run_dir.clone(), cgroup_root: self.cgroup_root.clone() }
+    }
+}
+
+/// Starts everything; each part waits for what it needs by itself.
+pub async fn start(
+    config: &Config,
+    plane: &ControlPlane,
+    components: &mut Components,
+    progress: &Progress,
+) -> anyhow::Result<()> {
+    let place = config.place();
+    let images = import_images(&place, config.image_archives.clone());
+    let runtime = start_runtime(&place, &config.network, components.shutdown()).await?;
+    let endpoint = runtime.endpoint.clone();
+    components.spawn("container runtime", async move { runtime.task.await? });
+    images.await?;
+    progress.step("the container runtime is serving, and its images are imported");
+
+    let node =
+        plane.client(UserInfo::new(format!("system:node:{}", config.node_name), [NODES, AUTHENTICATED]), "kubelet");
+    let mut kubelet_config = kubelet_config(&place, &config.node_name, config.node_ip, &endpoint, &config.network);
+    let ip = IpAddr::V4(config.node_ip);
+    let serving = plane.pki.node_serving(&config.node_name, std::slice::from_ref(&config.node_name), &[ip])?;
+    kubelet_config.server = Some(kubelet::Server {
+        listen: SocketAddr::new(ip, kubelet::PORT),
+        certificate: serving.cert.into_bytes(),
+        key: serving.key.into_bytes(),
+        client_ca: plane.pki.ca().as_bytes().to_vec(),
+    });
+    components.spawn("kubelet", kubelet::run(kubelet_config, node, components.shutdown()));
+
+    let proxy_config = proxy_config(&config.node_name, &config.network)?;
+    let proxy_client = plane.component("system:kube-proxy");
+    components.spawn("service proxy", proxy::run(proxy_config, proxy_client, components.shutdown()));
+
+    // Its own registration writes a Service, which the DNS role alone may not.
+    let dns_client = plane.client(UserInfo::master("system:dns"), "dns");
+    components.spawn(
+        "cluster DNS",
+        dns::run(dns_config(config.node_ip, &config.network)?, dns_client, components.shutdown()),
+    );
+    Ok(())
+}
+
+/// Waits until the node is ready and DNS is reachable.
+pub async fn ready(config: &Config, plane: &ControlPlane, progress: &Progress) -> anyhow::Result<()> {
+    let observer = plane.client(UserInfo::master("system:isopod"), "isopod");
+    node_ready(&observer, &config.node_name).await?;
+    progress.step(&format!("node {} is ready", config.node_name));
+    dns_published(&observer).await?;
+    progress.step("cluster DNS is published");
+    Ok(())
+}
+
+pub struct Runtime {
+    pub endpoint: String,
+    pub task: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+/// Starts the embedded runtime on the built-in pod network; when this returns, its socket answers.
+pub async fn start_runtime(
+    place: &Place,
+    network: &NetworkOptions,
+    shutdown: CancellationToken,
+) -> anyhow::Result<Runtime> {
+    let bridge = Bridge::new(bridge::Config {
+        bridge: "cni0".into(),
+        state_dir: place.data_dir.join("network"),
+        cluster_cidr: network.cluster_cidr.parse().context("--cluster-cidr")?,
+    });
+    let bridge: Arc<dyn PodNetwork> = Arc::new(bridge.context("prepare the pod network")?);
+    let socket = place.run_dir.join("runtime.sock");
+    let endpoint = format!("unix://{}", socket.display());
+    let task = tokio::spawn(runtime::serve(
+        runtime::Config {
+            root: place.data_dir.join("runtime"),
+            state: place.run_dir.join("runtime"),
+            socket: socket.clone(),
+            cgroup_root: place.cgroup_root.clone(),
+            network: bridge,
+            streaming_listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            shim_exe: "/proc/self/exe".into(),
+            builtin_images: [(hello::NAME.to_owned(), Arc::new(hello::write) as runtime::WriteImage)].into(),
+        },
+        shutdown,
+    ));
+    let mut client = cri::v1::runtime_service_client::RuntimeServiceClient::new(cri::connect(&endpoint));
+    while client.version(cri::v1::VersionRequest::default()).await.is_err() {
+        if task.is_finished() {
+            return Err(match task.await? {
+                Err(error) => error.context("start the container runtime"),
+                Ok(()) => anyhow!("the container runtime ended"),
+            });
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+    }
+    Ok(Runtime { endpoint, task })
+}
+
+/// Imports archives on a blocking thread, beside whatever else starts.
+fn import_images(place: &Place, archives: Vec<PathBuf>) -> impl Future<Output = anyhow::Result<()>> + use<> {
+    let data_dir = place.data_dir.clone();
+    let importing = tokio::task::spawn_blocking(move || {
+        let images = open_images(&data_dir)?;
+        for archive in &archives {
+            images.import(archive).with_context(|| format!("import image archive {}", archive.display()))?;
+        }
+        Ok(())
+    });
+    async move { importing.await? }
+}
+
+/// The image store of the node whose data is under `data_dir`.
+pub fn open_images(data_dir: &Path) -> anyhow::Result<runtime::Images> {
+    runtime::Images::open(&data_dir.join("runtime"))
+}
+
+pub fn kubelet_config(
+    place: &Place,
+    name: &str,
+    ip: Ipv4Addr,
+    endpoint: &str,
+    network: &NetworkOptions,
+) -> kubelet::Config {
+    let mut config = kubelet::Config::new(name, IpAddr::V4(ip), endpoint);
+    config.root_dir = place.data_dir.join("kubelet");
+    config.pod_logs_dir = place.data_dir.join("logs/pods");
+    config.runtime_cgroup_root = place.cgroup_root.clone();
+    config.cluster_dns = vec![IpAddr::V4(network.cluster_dns)];
+    config.cluster_domain = network.cluster_domain.clone();
+    config
+}
+
+pub fn proxy_config(name: &str, network: &NetworkOptions) -> anyhow::Result<proxy::Config> {
+    Ok(proxy::Config {
+        node_name: name.to_owned(),
+        cluster_cidr: network.cluster_range()?,
+        service_cidr: network.service_range()?,
+    })
+}
+
+fn dns_config(ip: Ipv4Addr, network: &NetworkOptions) -> anyhow::Result<dns::Config> {
+    let address = SocketAddr::from((ip, DNS_PORT));
+    let context = || format!("listen on {address} for DNS");
+    Ok(dns::Config {
+        udp: UdpSocket::bind(address).with_context(context)?,
+        tcp: TcpListener::bind(address).with_context(context)?,
+        advertise: address,
+        cluster_ip: network.cluster_dns,
+        cluster_domain: network.cluster_domain.clone(),
+        resolv_conf: "/etc/resolv.conf".into(),
+    })
+}
+
+async fn node_ready(client: &Client, name: &str) -> anyhow::Result<()> {
+    let nodes: Api<Node> = Api::all(client.clone());
+    let ready = |node: Option<&Node>| {
+        let conditions = node.and_then(|node| node.status.as_ref()).and_then(|status| status.conditions.as_ref());
+        conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+    };
+    await_condition(nodes, name, ready).await.context("wait for the node")?;
+    Ok(())
+}
+
+async fn dns_published(client: &Client) -> anyhow::Result<()> {
+    let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), dns::NAMESPACE);
+    await_condition(slices, dns::SLICE, |slice: Option<&EndpointSlice>| slice.is_some())
+        .await
+        .context("wait for DNS")?;
+    Ok(())
+}
