@@ -29,7 +29,7 @@ fn kubectl_verbs_work() {
     let pods = cluster.run(&["get", "pods", "-l", "app=web", "-o", "name"]);
     let pod = pods.lines().next().unwrap();
     let described = cluster.run(&["describe", pod]);
-    for expected in ["Successfully assigned default/", "Started container", "Service Account:  default", "QoS Class:"] {
+    for expected in ["Successfully assigned default/", "Container started", "Service Account:  default", "QoS Class:"] {
         assert!(described.contains(expected), "describe lacks {expected:?}:\n{described}");
     }
     cluster.run(&["patch", "deployment", "web", "-p", r#"{"metadata":{"annotations":{"a":"b"}}}"#]);

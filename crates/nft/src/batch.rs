@@ -112,6 +112,11 @@ impl Batch {
         self.messages.is_empty()
     }
 
+    /// How many changes there are.
+    pub fn len(&self) -> usize {
+        self.messages.len()
+    }
+
     /// No error if it exists.
     pub fn add_table(&mut self, table: &Table) {
         self.push(

@@ -4,6 +4,7 @@
 //! than 4 bytes takes several consecutive ones, which is also how concatenated keys are built.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use crate::attribute::Attributes;
 use crate::set::Set;
@@ -91,6 +92,10 @@ impl Expr {
         Expr { name, data }
     }
 
+    fn with<T>(self, value: Option<T>, add: impl FnOnce(Attributes, T) -> Attributes) -> Self {
+        Expr { data: self.data.optional(value, add), ..self }
+    }
+
     pub(crate) fn encode(&self) -> Attributes {
         Attributes::default().string(1, self.name).nest(2, self.data.clone())
     }
@@ -144,6 +149,16 @@ pub fn transport_header(offset: u32, length: u32, to: Register) -> Expr {
 
 fn payload(base: u32, offset: u32, length: u32, to: Register) -> Expr {
     Expr::new("payload", attributes().u32(1, register(to)).u32(2, base).u32(3, offset).u32(4, length))
+}
+
+/// Source address of a family's packets: one register for IPv4, four for IPv6.
+pub fn source(family: crate::Family, to: Register) -> Expr {
+    if family == crate::Family::Ipv6 { network_header(8, 16, to) } else { ip_saddr(to) }
+}
+
+/// Destination address of a family's packets: one register for IPv4, four for IPv6.
+pub fn destination(family: crate::Family, to: Register) -> Expr {
+    if family == crate::Family::Ipv6 { network_header(24, 16, to) } else { ip_daddr(to) }
 }
 
 /// IPv4 source address.
@@ -270,11 +285,28 @@ pub fn reject(family: crate::Family, how: Reject) -> Expr {
     Expr::new("reject", attributes().u32(1, kind).bytes(2, &[code]))
 }
 
-/// Adds the key (and for maps the data) in registers to a dynamic set, or renews its timeout.
+/// Adds the key (and for maps the data) in registers to a dynamic set, or renews its timeout; what
+/// data there was stays. Goes no further if the set is full.
 pub fn update_set(set: &Set, key: Register, data: Option<Register>) -> Expr {
-    let attributes =
-        attributes().string(1, &set.name).optional(set.id, |a, id| a.u32(2, id)).u32(3, 1).u32(4, register(key));
-    Expr::new("dynset", attributes.optional(data, |a, data| a.u32(5, register(data))))
+    dynamic(set, DYNAMIC_UPDATE, key).with(data, |a, data| a.u32(5, register(data)))
+}
+
+/// Like [`update_set`], with a timeout of the element's own.
+pub fn update_set_for(set: &Set, key: Register, data: Option<Register>, timeout: Duration) -> Expr {
+    update_set(set, key, data).with(Some(timeout), |a, timeout| a.u64(6, timeout.as_millis() as u64))
+}
+
+/// Removes the key in registers from a dynamic set, if it is there.
+pub fn forget(set: &Set, key: Register) -> Expr {
+    dynamic(set, DYNAMIC_DELETE, key)
+}
+
+const DYNAMIC_UPDATE: u32 = 1;
+const DYNAMIC_DELETE: u32 = 2;
+
+fn dynamic(set: &Set, operation: u32, key: Register) -> Expr {
+    let set = attributes().string(1, &set.name).optional(set.id, |a, id| a.u32(2, id));
+    Expr::new("dynset", set.u32(3, operation).u32(4, register(key)))
 }
 
 /// An interface name as the metadata registers hold it: 16 bytes, NUL-padded.

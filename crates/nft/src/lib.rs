@@ -1,4 +1,5 @@
-//! nf_tables over netlink: tables, chains, rules, sets and maps, in atomic batches.
+//! nf_tables over netlink: tables, chains, rules, sets and maps, in atomic batches; and the
+//! connections that the kernel tracks.
 //!
 //! It encodes what it is given and knows nothing of what rules are for. It exists because a fresh
 //! machine has no `nft` program, and because spawning one costs more than the change it makes
@@ -10,6 +11,7 @@
 
 mod attribute;
 mod batch;
+pub mod conntrack;
 pub mod expr;
 mod set;
 mod socket;

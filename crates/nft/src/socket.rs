@@ -99,21 +99,40 @@ impl Socket {
 
     /// Names of the tables of a family.
     pub fn tables(&mut self, family: Family) -> Result<Vec<String>, Error> {
-        self.dump(GET_TABLE, family, Attributes::default(), |attributes| {
+        self.dump(SUBSYSTEM << 8 | GET_TABLE, family, Attributes::default(), |attributes| {
             attributes.into_iter().find(|(kind, _)| *kind == 1).map(|(_, value)| attribute::text(value))
         })
     }
 
     /// Names of a table's chains.
     pub fn chains(&mut self, table: &Table) -> Result<Vec<String>, Error> {
-        self.dump(GET_CHAIN, table.family, Attributes::default().string(1, &table.name), |attributes| {
+        self.dump(SUBSYSTEM << 8 | GET_CHAIN, table.family, Attributes::default().string(1, &table.name), |attributes| {
             let field =
                 |wanted| attributes.iter().find(|(kind, _)| *kind == wanted).map(|(_, value)| attribute::text(value));
             (field(1)? == table.name).then(|| field(3)).flatten()
         })
     }
 
-    fn dump<T>(
+    /// One request that changes something, of any subsystem.
+    pub(crate) fn request(&mut self, kind: u16, family: Family, body: &Attributes) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut request = Vec::new();
+        frame(&mut request, kind, REQUEST | ACK, self.sequence, family as u8, 0, &body.0);
+        sys::send(self.fd.as_raw_fd(), &request)?;
+        loop {
+            for (kind, sequence, payload) in split(&sys::receive(self.fd.as_raw_fd())?) {
+                if kind == ERROR && sequence == self.sequence {
+                    return match payload.first_chunk::<4>().map_or(0, |code| i32::from_ne_bytes(*code)) {
+                        0 => Ok(()),
+                        code => Err(io::Error::from_raw_os_error(-code)),
+                    };
+                }
+            }
+        }
+    }
+
+    /// Asks for everything of a kind: subsystem and message.
+    pub(crate) fn dump<T>(
         &mut self,
         kind: u16,
         family: Family,
@@ -122,7 +141,7 @@ impl Socket {
     ) -> Result<Vec<T>, Error> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut request = Vec::new();
-        frame(&mut request, SUBSYSTEM << 8 | kind, REQUEST | DUMP, self.sequence, family as u8, 0, &body.0);
+        frame(&mut request, kind, REQUEST | DUMP, self.sequence, family as u8, 0, &body.0);
         sys::send(self.fd.as_raw_fd(), &request).map_err(|source| Error::Socket { operation: "list", source })?;
         let mut found = Vec::new();
         loop {

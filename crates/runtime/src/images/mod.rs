@@ -82,7 +82,8 @@ impl Images {
         }
         let inner = Inner { root: root.into(), cache: Mutex::default() };
         let images = Images { inner: Arc::new(inner) };
-        if let Some(_lock) = images.try_lock()? {
+        // What looks left over may be the work of an import that is under way in another process.
+        if let (Some(_lock), Some(_idle)) = (images.try_lock("lock")?, images.try_lock("active")?) {
             images.clear_leftovers()?;
         }
         Ok(images)
@@ -166,12 +167,7 @@ impl Images {
 
     /// A pull in progress has layers in place that no image names yet: it collects when it is done.
     fn collect(&self) -> Result<()> {
-        let active = self.lock_file("active")?;
-        match active.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(()),
-            Err(TryLockError::Error(error)) => return Err(error).context("lock the image store"),
-        }
+        let Some(_idle) = self.try_lock("active")? else { return Ok(()) };
         let mut used = self.pinned();
         used.extend(self.list()?.iter().flat_map(|image| image.layers.clone()));
         for layer in read_all::<Layer>(&self.path("layers"))? {
@@ -355,8 +351,8 @@ impl Images {
         Ok(file)
     }
 
-    fn try_lock(&self) -> Result<Option<File>> {
-        let file = self.lock_file("lock")?;
+    fn try_lock(&self, name: &str) -> Result<Option<File>> {
+        let file = self.lock_file(name)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(file)),
             Err(TryLockError::WouldBlock) => Ok(None),
