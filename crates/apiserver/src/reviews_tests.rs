@@ -1,3 +1,5 @@
+//! Access and token reviews answer as the authorizers and authenticators decide.
+
 use std::sync::Arc;
 
 use serde_json::{Value, json};

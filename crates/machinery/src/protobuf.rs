@@ -10,7 +10,7 @@ use crate::{ApiError, Result, field::quote};
 
 mod decode;
 mod encode;
-mod wire;
+pub mod wire;
 
 pub use decode::decode;
 pub use encode::encode;
@@ -48,7 +48,7 @@ impl<'a> Envelope<'a> {
         })?;
         let mut envelope = Self::default();
         let mut reader = Reader::new(body);
-        while let Some((number, wire)) = reader.next().map_err(malformed)? {
+        while let Some((number, wire)) = reader.next_field().map_err(malformed)? {
             match (number, wire) {
                 (1, Wire::Bytes(type_meta)) => envelope.type_meta(type_meta)?,
                 (2, Wire::Bytes(raw)) => envelope.raw = raw,
@@ -62,7 +62,7 @@ impl<'a> Envelope<'a> {
 
     fn type_meta(&mut self, bytes: &'a [u8]) -> Result<()> {
         let mut reader = Reader::new(bytes);
-        while let Some((number, wire)) = reader.next().map_err(malformed)? {
+        while let Some((number, wire)) = reader.next_field().map_err(malformed)? {
             match (number, wire) {
                 (1, Wire::Bytes(text)) => self.api_version = utf8(text)?,
                 (2, Wire::Bytes(text)) => self.kind = utf8(text)?,

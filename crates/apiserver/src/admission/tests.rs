@@ -1,3 +1,5 @@
+//! Each admission plugin on its own: what it adds, what it refuses, in which words.
+
 use std::sync::Arc;
 
 use resources::Scope;

@@ -1,3 +1,5 @@
+//! Tokens: issued, verified, tampered with, revoked with what they are bound to.
+
 use serde_json::json;
 
 use super::*;

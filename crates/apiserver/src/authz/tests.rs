@@ -1,3 +1,5 @@
+//! Tables of what RBAC and the node authorizer allow, and in which words they refuse.
+
 use std::sync::Arc;
 
 use serde_json::{Value, json};

@@ -1,3 +1,5 @@
+//! Certificates: created, reloaded, renewed, damaged; and what TLS makes of them.
+
 use std::os::unix::fs::PermissionsExt;
 
 use rustls::pki_types::ServerName;

@@ -1,3 +1,5 @@
+//! Cluster IPs and node ports: allocated, kept, released, refused.
+
 use super::*;
 
 const SERVICES: &str = "/api/v1/namespaces/default/services";

@@ -1,3 +1,5 @@
+//! Deletion: finalizers, propagation, preconditions, grace, collections.
+
 use super::*;
 
 #[tokio::test]

@@ -1,3 +1,5 @@
+//! Discovery in both forms, OpenAPI, version and health.
+
 use super::*;
 
 #[tokio::test]

@@ -1,3 +1,5 @@
+//! Bad input gets the status, reason, message and causes that clients match on.
+
 use super::*;
 
 #[tokio::test]

@@ -1,3 +1,5 @@
+//! Lists: pages at one revision, continue tokens, selectors, resourceVersion rules.
+
 use super::*;
 
 async fn maps(cluster: &Cluster, names: &[&str]) -> Vec<Value> {

@@ -1,3 +1,5 @@
+//! The three patch types, their preconditions and their refusals.
+
 use super::*;
 
 async fn patch(cluster: &Cluster, uri: &str, kind: &str, body: Value) -> Answer {

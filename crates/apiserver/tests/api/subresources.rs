@@ -1,3 +1,5 @@
+//! Status, scale, binding, eviction and the other subresources.
+
 use super::*;
 
 #[tokio::test]

@@ -1,3 +1,5 @@
+//! The same API over real TLS connections, HTTP/1.1 and HTTP/2.
+
 use super::*;
 
 use hyper_util::rt::{TokioExecutor, TokioIo};

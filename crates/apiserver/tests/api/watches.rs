@@ -1,3 +1,5 @@
+//! Watches: replay, order, selectors, bookmarks, initial events, expiry, time-outs.
+
 use super::*;
 
 #[tokio::test]

@@ -1,3 +1,5 @@
+//! Create and update: defaults, validation, generation, conflicts, no-ops.
+
 use super::*;
 
 #[tokio::test]

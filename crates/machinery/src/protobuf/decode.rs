@@ -37,7 +37,7 @@ impl Decoder<'_> {
         }
         let inner = Self { depth: self.depth + 1, ..self };
         let mut reader = Reader::new(bytes);
-        while let Some((number, wire)) = reader.next().map_err(malformed)? {
+        while let Some((number, wire)) = reader.next_field().map_err(malformed)? {
             let at = type_.fields.iter().find(|field| field.number == number && *field.outer == *outer);
             if let Some(field) = at {
                 inner.field(field, wire, map)?;
@@ -92,7 +92,7 @@ impl Decoder<'_> {
     fn entry(self, inner: &FieldKind, bytes: &[u8]) -> Result<(String, Value)> {
         let (mut key, mut item) = (String::new(), None);
         let mut reader = Reader::new(bytes);
-        while let Some((number, wire)) = reader.next().map_err(malformed)? {
+        while let Some((number, wire)) = reader.next_field().map_err(malformed)? {
             match (number, wire) {
                 (1, Wire::Bytes(text)) => key = utf8(text)?.to_owned(),
                 (2, wire) => item = Some(self.value(inner, wire)?),
@@ -137,7 +137,7 @@ impl Decoder<'_> {
     fn wrapped(self, inner: &FieldKind, number: u32, bytes: &[u8]) -> Result<Value> {
         let mut items = Vec::new();
         let mut reader = Reader::new(bytes);
-        while let Some((found, wire)) = reader.next().map_err(malformed)? {
+        while let Some((found, wire)) = reader.next_field().map_err(malformed)? {
             if found == number {
                 items.push(self.value(inner, wire)?);
             }
@@ -173,7 +173,7 @@ fn list<'m>(map: &'m mut Map<String, Value>, name: &str) -> &'m mut Vec<Value> {
 fn varints<const N: usize>(bytes: &[u8]) -> Result<[u64; N]> {
     let mut values = [0; N];
     let mut reader = Reader::new(bytes);
-    while let Some((number, wire)) = reader.next().map_err(malformed)? {
+    while let Some((number, wire)) = reader.next_field().map_err(malformed)? {
         if let (Wire::Varint(value), Some(slot)) = (wire, values.get_mut(number as usize - 1)) {
             *slot = value;
         }
@@ -185,7 +185,7 @@ fn varints<const N: usize>(bytes: &[u8]) -> Result<[u64; N]> {
 fn first_bytes(bytes: &[u8]) -> Result<&[u8]> {
     let mut found: &[u8] = &[];
     let mut reader = Reader::new(bytes);
-    while let Some((number, wire)) = reader.next().map_err(malformed)? {
+    while let Some((number, wire)) = reader.next_field().map_err(malformed)? {
         if let (1, Wire::Bytes(bytes)) = (number, wire) {
             found = bytes;
         }
@@ -200,7 +200,7 @@ fn int_or_string(bytes: &[u8]) -> Result<Value> {
     }
     let mut text: &[u8] = &[];
     let mut reader = Reader::new(bytes);
-    while let Some((number, wire)) = reader.next().map_err(malformed)? {
+    while let Some((number, wire)) = reader.next_field().map_err(malformed)? {
         if let (3, Wire::Bytes(bytes)) = (number, wire) {
             text = bytes;
         }

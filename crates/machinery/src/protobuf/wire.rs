@@ -1,7 +1,7 @@
 //! The wire format below messages: varints, tags and lengths. Knows no types.
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Wire<'a> {
+pub enum Wire<'a> {
     Varint(u64),
     Fixed64(u64),
     Bytes(&'a [u8]),
@@ -9,16 +9,16 @@ pub(super) enum Wire<'a> {
 }
 
 /// Walks the fields of one message.
-pub(super) struct Reader<'a> {
+pub struct Reader<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(bytes: &'a [u8]) -> Self {
+    pub fn new(bytes: &'a [u8]) -> Self {
         Self { rest: bytes }
     }
 
-    pub(super) fn next(&mut self) -> Result<Option<(u32, Wire<'a>)>, &'static str> {
+    pub fn next_field(&mut self) -> Result<Option<(u32, Wire<'a>)>, &'static str> {
         if self.rest.is_empty() {
             return Ok(None);
         }
@@ -38,7 +38,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The next bare varint of a packed list.
-    pub(super) fn packed(&mut self) -> Result<Option<u64>, &'static str> {
+    pub fn packed(&mut self) -> Result<Option<u64>, &'static str> {
         if self.rest.is_empty() { Ok(None) } else { self.varint().map(Some) }
     }
 
@@ -66,24 +66,24 @@ impl<'a> Reader<'a> {
     }
 }
 
-pub(super) fn varint(out: &mut Vec<u8>, number: u32, value: u64) {
+pub fn varint(out: &mut Vec<u8>, number: u32, value: u64) {
     push(out, u64::from(number) << 3);
     push(out, value);
 }
 
-pub(super) fn fixed64(out: &mut Vec<u8>, number: u32, value: u64) {
+pub fn fixed64(out: &mut Vec<u8>, number: u32, value: u64) {
     push(out, u64::from(number) << 3 | 1);
     out.extend_from_slice(&value.to_le_bytes());
 }
 
-pub(super) fn bytes(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
+pub fn bytes(out: &mut Vec<u8>, number: u32, bytes: &[u8]) {
     push(out, u64::from(number) << 3 | 2);
     push(out, bytes.len() as u64);
     out.extend_from_slice(bytes);
 }
 
 /// Writes a nested message in place, its length put in front afterwards: shifting costs less than a buffer each.
-pub(super) fn message(out: &mut Vec<u8>, number: u32, body: impl FnOnce(&mut Vec<u8>)) {
+pub fn message(out: &mut Vec<u8>, number: u32, body: impl FnOnce(&mut Vec<u8>)) {
     push(out, u64::from(number) << 3 | 2);
     let start = out.len();
     body(out);
