@@ -70,6 +70,21 @@ pub fn answer(headers: &HeaderMap, query: &Query, views: bool) -> Result<Answer>
     Ok(Answer { format, view, pretty: pretty(headers, query), gzip: accepts_gzip(headers) })
 }
 
+/// The offer that the client likes best, by media type; the first one when it says nothing.
+pub fn offer<T: Copy>(headers: &HeaderMap, offers: &[(&str, T)]) -> Result<T> {
+    let accept = match text(headers, header::ACCEPT) {
+        "" => "*/*",
+        accept => accept,
+    };
+    let mut clauses: Vec<Clause> = accept.split(',').filter_map(Clause::parse).collect();
+    clauses.sort_by(|a, b| b.quality.total_cmp(&a.quality));
+    let meets = |clause: &Clause, media: &str| ["*/*", "application/*", media].contains(&clause.media);
+    let mut met = clauses.iter().filter_map(|clause| offers.iter().find(|(media, _)| meets(clause, media)));
+    met.next()
+        .map(|(_, offer)| *offer)
+        .ok_or_else(|| ApiError::not_acceptable(&offers.iter().map(|(media, _)| *media).collect::<Vec<_>>()))
+}
+
 fn pretty(headers: &HeaderMap, query: &Query) -> bool {
     let agent = text(headers, header::USER_AGENT);
     let browser = || ["curl", "Wget", "Mozilla/5.0"].iter().any(|prefix| agent.starts_with(prefix));

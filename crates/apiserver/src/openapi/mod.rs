@@ -6,6 +6,7 @@
 
 mod descriptions;
 mod paths;
+mod protobuf;
 mod schemas;
 
 use std::{
@@ -17,7 +18,7 @@ use std::{
 use bytes::Bytes;
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use http::{HeaderMap, HeaderValue, header};
-use machinery::status::{ApiError, Result};
+use machinery::status::Result;
 use parking_lot::Mutex;
 use resources::Facts;
 use serde_json::{Map, Value, json};
@@ -26,6 +27,7 @@ use sha2::{Digest, Sha512};
 use crate::{
     api::not_found,
     discovery::{Groups, cacheable},
+    negotiate,
     nonresource::VERSION,
     request::Query,
     respond::Answered,
@@ -33,13 +35,27 @@ use crate::{
 
 #[derive(Default)]
 pub struct OpenApi {
-    /// By path below /openapi: at most one per group version, plus v2.
-    documents: Mutex<BTreeMap<String, Arc<OnceLock<Document>>>>,
+    /// By path below /openapi: at most one per group version, plus v2 in each encoding.
+    documents: Mutex<BTreeMap<(String, Encoding), Arc<OnceLock<Document>>>>,
 }
 
 struct Document {
+    content_type: &'static str,
     gzip: Bytes,
 }
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Encoding {
+    Json,
+    Protobuf,
+}
+
+const JSON: (&str, Encoding) = ("application/json", Encoding::Json);
+/// Clients say the first, which is no valid media type, hence the second.
+const PROTOBUF: [(&str, Encoding); 2] = [
+    ("application/com.github.proto-openapi.spec.v2@v1.0+protobuf", Encoding::Protobuf),
+    ("application/com.github.proto-openapi.spec.v2.v1.0+protobuf", Encoding::Protobuf),
+];
 
 /// Which of the two dialects.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -63,11 +79,10 @@ impl OpenApi {
         if let ["v3"] = path {
             return Ok(cacheable(headers, "application/json".into(), index(groups).to_string().into()));
         }
-        let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let json_too = accept.is_empty() || ["json", "*/*", "application/*"].iter().any(|kind| accept.contains(kind));
-        if !json_too {
-            return Err(ApiError::not_acceptable(&["application/json"]));
-        }
+        let encoding = match path {
+            ["v2"] => negotiate::offer(headers, &[JSON, PROTOBUF[0], PROTOBUF[1]]),
+            _ => negotiate::offer(headers, &[JSON]),
+        }?;
         let wanted: Vec<_> = groups
             .versions()
             .filter(|(group, version, _)| match path {
@@ -80,8 +95,8 @@ impl OpenApi {
             return Ok(not_found());
         }
         let dialect = if path == ["v2"] { Dialect::V2 } else { Dialect::V3 };
-        let slot = self.documents.lock().entry(path.join("/")).or_default().clone();
-        let document = slot.get_or_init(|| Document::new(&build(dialect, &wanted)));
+        let slot = self.documents.lock().entry((path.join("/"), encoding)).or_default().clone();
+        let document = slot.get_or_init(|| Document::new(&build(dialect, &wanted), encoding));
         let mut response = document.answer(headers);
         if query.find("hash").is_some() {
             // The address changes with the content.
@@ -92,21 +107,31 @@ impl OpenApi {
 }
 
 impl Document {
-    fn new(document: &Value) -> Document {
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-        serde_json::to_writer(&mut encoder, document).expect("JSON values encode into memory");
-        encoder.flush().expect("compression into memory");
-        Document { gzip: encoder.finish().expect("compression into memory").into() }
+    fn new(document: &Map<String, Value>, encoding: Encoding) -> Document {
+        let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
+        let (content_type, written) = match encoding {
+            Encoding::Json => (JSON.0, serde_json::to_writer(&mut gzip, document).map_err(Into::into)),
+            Encoding::Protobuf => {
+                let (message, lost) = protobuf::encode(document);
+                if !lost.is_empty() {
+                    tracing::warn!(?lost, "OpenAPI v2 has no protobuf fields for these keys");
+                }
+                (PROTOBUF[1].0, gzip.write_all(&message))
+            }
+        };
+        let gzip = written.and_then(|()| gzip.finish()).expect("documents are written into memory").into();
+        Document { content_type, gzip }
     }
 
     fn answer(&self, headers: &HeaderMap) -> Answered {
         let accepted = headers.get(header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let content_type = self.content_type.to_owned();
         if !accepted.contains("gzip") {
             let mut plain = Vec::new();
             GzDecoder::new(&self.gzip[..]).read_to_end(&mut plain).expect("it was compressed here");
-            return cacheable(headers, "application/json".into(), plain.into());
+            return cacheable(headers, content_type, plain.into());
         }
-        let mut response = cacheable(headers, "application/json".into(), self.gzip.clone());
+        let mut response = cacheable(headers, content_type, self.gzip.clone());
         response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         response
     }
@@ -126,7 +151,7 @@ fn index(groups: &Groups) -> Value {
     json!({"paths": groups.versions().map(entry).collect::<Map<_, _>>()})
 }
 
-fn build(dialect: Dialect, versions: &[(&'static str, &'static str, &[&'static Facts])]) -> Value {
+fn build(dialect: Dialect, versions: &[(&'static str, &'static str, &[&'static Facts])]) -> Map<String, Value> {
     let mut schemas = schemas::Schemas::new(dialect);
     let mut all = Map::new();
     for (_, _, facts) in versions {
@@ -135,10 +160,24 @@ fn build(dialect: Dialect, versions: &[(&'static str, &'static str, &[&'static F
         }
     }
     let info = json!({"title": "Kubernetes", "version": VERSION.2});
-    match dialect {
-        Dialect::V2 => json!({"swagger": "2.0", "info": info, "paths": all, "definitions": schemas.finish()}),
-        Dialect::V3 => {
-            json!({"openapi": "3.0.0", "info": info, "paths": all, "components": {"schemas": schemas.finish()}})
-        }
+    let (version, definitions) = match dialect {
+        Dialect::V2 => (("swagger", "2.0"), ("definitions", schemas.finish())),
+        Dialect::V3 => (("openapi", "3.0.0"), ("components", json!({"schemas": schemas.finish()}))),
+    };
+    let parts = [(version.0, version.1.into()), ("info", info), ("paths", all.into()), definitions];
+    parts.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_whole_v2_document_can_be_said_in_protobuf() {
+        let facts: Vec<_> = resources::registry().all().iter().map(|resource| resource.facts()).collect();
+        let document = build(Dialect::V2, &[("", "v1", &facts)]);
+        let (message, lost) = protobuf::encode(&document);
+        assert!(lost.is_empty(), "{lost:?}");
+        assert!(message.len() > 500_000, "{}", message.len());
     }
 }
