@@ -61,7 +61,8 @@ fn forbidden(metadata: &Value, allowed: &Edges) -> Vec<String> {
     for package in packages() {
         let crate_name = name(package);
         let Some(permitted) = allowed.get(&crate_name) else {
-            complaints.push(format!("crate {crate_name} is not in crates/xtask/edges.txt; add it and ARCHITECTURE.md's map"));
+            complaints
+                .push(format!("crate {crate_name} is not in crates/xtask/edges.txt; add it and ARCHITECTURE.md's map"));
             continue;
         };
         for dependency in package["dependencies"].as_array().into_iter().flatten() {
