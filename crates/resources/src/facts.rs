@@ -98,7 +98,8 @@ impl Subresource {
     }
 }
 
-/// How a version that is not the stored one becomes it, and back. Both leave `metadata` alone.
+/// How a version that is not the stored one becomes it, and back. Both leave names and labels alone;
+/// what a version has no field for it may keep in annotations.
 #[derive(Clone, Copy, Debug)]
 pub struct Conversion {
     pub group: &'static str,

@@ -28,6 +28,10 @@ pub const fn integer(name: &'static str) -> Column {
     Column { type_: "integer", ..text(name) }
 }
 
+pub const fn boolean(name: &'static str) -> Column {
+    Column { type_: "boolean", ..text(name) }
+}
+
 /// Shown with `-o wide` only.
 pub const fn wide(name: &'static str) -> Column {
     Column { priority: 1, ..text(name) }

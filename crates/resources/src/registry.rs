@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use crate::kinds::{
-    apps, authentication, authorization, autoscaling, coordination, core, discovery, events, policy, rbac,
+    admissionregistration, apps, authentication, authorization, autoscaling, batch, certificates, coordination, core,
+    discovery, events, flowcontrol, networking, node, policy, rbac, scheduling, storage,
 };
 use crate::resource::{Adapter, Kind, Resource};
 
@@ -35,6 +36,10 @@ pub fn registry() -> &'static Registry {
             kind::<core::Secret>(),
             kind::<core::Service>(),
             kind::<core::ServiceAccount>(),
+            kind::<admissionregistration::MutatingWebhookConfiguration>(),
+            kind::<admissionregistration::ValidatingAdmissionPolicy>(),
+            kind::<admissionregistration::ValidatingAdmissionPolicyBinding>(),
+            kind::<admissionregistration::ValidatingWebhookConfiguration>(),
             kind::<apps::ControllerRevision>(),
             kind::<apps::DaemonSet>(),
             kind::<apps::Deployment>(),
@@ -48,15 +53,35 @@ pub fn registry() -> &'static Registry {
             kind::<authorization::SelfSubjectRulesReview>(),
             kind::<authorization::SubjectAccessReview>(),
             kind::<autoscaling::Scale>(),
+            kind::<autoscaling::HorizontalPodAutoscaler>(),
+            kind::<autoscaling::v1::HorizontalPodAutoscaler>(),
+            kind::<batch::CronJob>(),
+            kind::<batch::Job>(),
+            kind::<certificates::CertificateSigningRequest>(),
             kind::<coordination::Lease>(),
             kind::<discovery::EndpointSlice>(),
             kind::<events::Event>(),
+            kind::<flowcontrol::FlowSchema>(),
+            kind::<flowcontrol::PriorityLevelConfiguration>(),
+            kind::<networking::IPAddress>(),
+            kind::<networking::Ingress>(),
+            kind::<networking::IngressClass>(),
+            kind::<networking::NetworkPolicy>(),
+            kind::<networking::ServiceCIDR>(),
+            kind::<node::RuntimeClass>(),
             kind::<policy::Eviction>(),
             kind::<policy::PodDisruptionBudget>(),
             kind::<rbac::ClusterRole>(),
             kind::<rbac::ClusterRoleBinding>(),
             kind::<rbac::Role>(),
             kind::<rbac::RoleBinding>(),
+            kind::<scheduling::PriorityClass>(),
+            kind::<storage::CSIDriver>(),
+            kind::<storage::CSINode>(),
+            kind::<storage::CSIStorageCapacity>(),
+            kind::<storage::StorageClass>(),
+            kind::<storage::VolumeAttachment>(),
+            kind::<storage::VolumeAttributesClass>(),
         ])
     });
     &REGISTRY

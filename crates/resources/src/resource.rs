@@ -73,6 +73,8 @@ pub trait Kind: Send + Sync + 'static {
     const CONVERSION: Option<Conversion> = None;
     /// Whether a client may set the status when it creates the object.
     const STATUS_AT_CREATE: bool = false;
+    /// Subresources that write the status, besides `status` itself.
+    const STATUS_WRITERS: &'static [&'static str] = &[];
 
     fn defaults(_object: &mut Value) {}
     fn prepare_create(_object: &mut Value) {}
@@ -181,7 +183,7 @@ impl<K: Kind> Resource for Adapter<K> {
     }
 
     fn prepare_subresource_update(&self, subresource: &str, new: &mut Value, old: &Value) {
-        if K::FACTS.has_status() {
+        if K::FACTS.has_status() && !K::STATUS_WRITERS.contains(&subresource) {
             keep(new, old, "status");
         }
         K::prepare_subresource_update(subresource, new, old);

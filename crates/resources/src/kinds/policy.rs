@@ -63,6 +63,19 @@ impl Kind for PodDisruptionBudget {
         }
     }
 
+    fn validate_status_update(new: &api::PodDisruptionBudget, _old: &api::PodDisruptionBudget, errors: &mut Errors) {
+        let (path, Some(status)) = (Path::new("status"), &new.status) else { return };
+        let counts = [
+            ("disruptionsAllowed", status.disruptions_allowed),
+            ("currentHealthy", status.current_healthy),
+            ("desiredHealthy", status.desired_healthy),
+            ("expectedPods", status.expected_pods),
+        ];
+        for (key, count) in counts {
+            errors.non_negative(&path.child(key), count);
+        }
+    }
+
     fn cells(object: &Value, typed: &api::PodDisruptionBudget, now: Timestamp) -> Vec<Value> {
         let shown = |value: Option<&IntOrString>| match value {
             Some(IntOrString::Int(number)) => number.to_string(),

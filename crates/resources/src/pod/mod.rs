@@ -21,6 +21,7 @@ pub(crate) use affinity::node_selector;
 pub use defaults::{image_pull_policy, pod as default_pod, spec as default_spec, template as default_template};
 pub use print::{cells, status_text};
 pub use qos::qos_class;
+pub(crate) use spec::tolerations;
 pub use spec::{replicas_template, spec as validate_spec, template as validate_template};
 pub use update::{ephemeral_containers, pod as validate_update, resize, status as validate_status};
 pub(crate) use volume::{access_modes, driver, host_path, persistent_source};

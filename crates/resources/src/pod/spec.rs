@@ -165,7 +165,7 @@ fn resource_claims(spec: &PodSpec, path: &Path, errors: &mut Errors) {
     }
 }
 
-pub(super) fn tolerations(tolerations: Option<&Vec<Toleration>>, path: &Path, errors: &mut Errors) {
+pub(crate) fn tolerations(tolerations: Option<&Vec<Toleration>>, path: &Path, errors: &mut Errors) {
     for (at, toleration) in indexed(tolerations, path) {
         let (key, operator, value) = (text(&toleration.key), text(&toleration.operator), text(&toleration.value));
         if key.is_empty() {

@@ -2,6 +2,7 @@
 //! Messages and field paths are upstream's, since users and tests match on them.
 
 pub mod meta;
+pub mod named;
 pub mod quantity;
 pub mod selector;
 

@@ -1,5 +1,8 @@
 //! Table tests of the built-in kinds, through the interface the API server uses.
 
+mod autoscaling;
+mod batch;
+mod cluster;
 mod columns;
 mod defaults;
 mod registry;

@@ -1,4 +1,4 @@
-//! `autoscaling/v1`: Scale, the view of a workload that autoscalers and `kubectl scale` write.
+//! Scale: the view of a workload that autoscalers and `kubectl scale` write.
 
 use k8s_openapi::api::autoscaling::v1 as api;
 use machinery::field::Path;
