@@ -117,6 +117,12 @@ impl Batch {
         self.messages.len()
     }
 
+    /// Puts another batch's changes after this one's. Neither may have anonymous sets, which are
+    /// numbered within their batch.
+    pub fn append(&mut self, other: Batch) {
+        self.messages.extend(other.messages);
+    }
+
     /// No error if it exists.
     pub fn add_table(&mut self, table: &Table) {
         self.push(
