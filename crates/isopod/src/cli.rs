@@ -116,12 +116,6 @@ impl NetworkOptions {
         let range: network::Range = self.cluster_cidr.parse().context("--cluster-cidr")?;
         Ok((range.base, range.prefix))
     }
-
-    /// The Service range as base and prefix length.
-    pub fn service_range(&self) -> anyhow::Result<(Ipv4Addr, u8)> {
-        let range: network::Range = self.service_cidr.parse().context("--service-cidr")?;
-        Ok((range.base, range.prefix))
-    }
 }
 
 #[derive(Debug, Args)]

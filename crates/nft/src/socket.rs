@@ -106,11 +106,17 @@ impl Socket {
 
     /// Names of a table's chains.
     pub fn chains(&mut self, table: &Table) -> Result<Vec<String>, Error> {
-        self.dump(SUBSYSTEM << 8 | GET_CHAIN, table.family, Attributes::default().string(1, &table.name), |attributes| {
-            let field =
-                |wanted| attributes.iter().find(|(kind, _)| *kind == wanted).map(|(_, value)| attribute::text(value));
-            (field(1)? == table.name).then(|| field(3)).flatten()
-        })
+        self.dump(
+            SUBSYSTEM << 8 | GET_CHAIN,
+            table.family,
+            Attributes::default().string(1, &table.name),
+            |attributes| {
+                let field = |wanted| {
+                    attributes.iter().find(|(kind, _)| *kind == wanted).map(|(_, value)| attribute::text(value))
+                };
+                (field(1)? == table.name).then(|| field(3)).flatten()
+            },
+        )
     }
 
     /// One request that changes something, of any subsystem.

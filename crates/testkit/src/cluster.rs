@@ -53,7 +53,11 @@ impl Cluster {
     /// A kubectl command against this cluster, away from any configuration of the user's.
     pub fn kubectl(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(crate::kubectl());
-        command.args(arguments).env("KUBECONFIG", &self.kubeconfig).env("HOME", self.directory.path()).stdin(Stdio::null());
+        command
+            .args(arguments)
+            .env("KUBECONFIG", &self.kubeconfig)
+            .env("HOME", self.directory.path())
+            .stdin(Stdio::null());
         command
     }
 
@@ -111,7 +115,8 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let log = std::fs::read_to_string(format!("/var/lib/isopod/clusters/{}/isopod.log", self.name)).unwrap_or_default();
+            let log = std::fs::read_to_string(format!("/var/lib/isopod/clusters/{}/isopod.log", self.name))
+                .unwrap_or_default();
             let tail: Vec<&str> = log.lines().rev().take(60).collect();
             eprintln!("last lines of the cluster's log:\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
             let events = output(&mut self.kubectl(&["get", "events,pods", "-A", "--request-timeout=5s"]));

@@ -9,9 +9,10 @@ use sha2::{Digest, Sha256};
 
 /// The applets that tests call by name.
 const APPLETS: &[&str] = &[
-    "sh", "cat", "echo", "ls", "sleep", "wget", "httpd", "nc", "nslookup", "id", "mount", "ps", "env", "hostname", "true",
-    "false", "touch", "mkdir", "rm", "stat", "tail", "head", "grep", "seq", "date", "kill", "tar", "dd", "ip", "test", "printf",
-    "wc", "cut", "sort", "uniq", "awk", "sed", "chmod", "chown", "ln", "cp", "mv", "df", "free", "tee", "trap", "base64", "which", "tr", "find", "xargs",
+    "sh", "cat", "echo", "ls", "sleep", "wget", "httpd", "nc", "nslookup", "id", "mount", "ps", "env", "hostname",
+    "true", "false", "touch", "mkdir", "rm", "stat", "tail", "head", "grep", "seq", "date", "kill", "tar", "dd", "ip",
+    "test", "printf", "wc", "cut", "sort", "uniq", "awk", "sed", "chmod", "chown", "ln", "cp", "mv", "df", "free",
+    "tee", "trap", "base64", "which", "tr", "find", "xargs",
 ];
 
 /// Writes a docker archive of an image `name` with busybox in it to `directory`.
@@ -31,7 +32,8 @@ fn pack(busybox: &Path, name: &str, archive: &Path) -> io::Result<()> {
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", hex::encode(Sha256::digest(&layer)))] },
     }))?;
     let config_name = format!("{}.json", hex::encode(Sha256::digest(&config)));
-    let manifest = serde_json::to_vec(&json!([{ "Config": config_name, "RepoTags": [name], "Layers": ["layer.tar"] }]))?;
+    let manifest =
+        serde_json::to_vec(&json!([{ "Config": config_name, "RepoTags": [name], "Layers": ["layer.tar"] }]))?;
     let mut tar = tar::Builder::new(File::create(archive)?);
     for (name, content) in [(config_name.as_str(), &config), ("manifest.json", &manifest), ("layer.tar", &layer)] {
         tar.append_data(&mut header(tar::EntryType::Regular, content.len(), 0o644), name, &content[..])?;
@@ -41,7 +43,9 @@ fn pack(busybox: &Path, name: &str, archive: &Path) -> io::Result<()> {
 
 fn layer(busybox: &Path) -> io::Result<Vec<u8>> {
     let mut tar = tar::Builder::new(Vec::new());
-    for (directory, mode) in [("bin", 0o755), ("etc", 0o755), ("root", 0o700), ("tmp", 0o1777), ("var", 0o755), ("www", 0o755)] {
+    for (directory, mode) in
+        [("bin", 0o755), ("etc", 0o755), ("root", 0o700), ("tmp", 0o1777), ("var", 0o755), ("www", 0o755)]
+    {
         tar.append_data(&mut header(tar::EntryType::Directory, 0, mode), directory, io::empty())?;
     }
     let content = std::fs::read(busybox)?;

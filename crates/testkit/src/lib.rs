@@ -34,5 +34,7 @@ fn tool(variable: &str, name: &str) -> PathBuf {
     std::env::split_paths(&path)
         .map(|directory| directory.join(name))
         .find(|candidate| candidate.is_file())
-        .unwrap_or_else(|| panic!("{name} is missing: run the tests with ./test.sh, which fetches it, or set {variable}"))
+        .unwrap_or_else(|| {
+            panic!("{name} is missing: run the tests with ./test.sh, which fetches it, or set {variable}")
+        })
 }

@@ -28,7 +28,11 @@ impl Traces {
             .filter_map(|line| line.split(' ').nth(4));
         Traces {
             processes: processes(&group, &[&run, &data]),
-            mounts: paths.iter().filter(|p| p.starts_with(&run) || p.starts_with(&data)).map(|p| p.to_string()).collect(),
+            mounts: paths
+                .iter()
+                .filter(|p| p.starts_with(&run) || p.starts_with(&data))
+                .map(|p| p.to_string())
+                .collect(),
             cgroups: roots.map(|root| format!("{root}{group}")).filter(|path| fs::metadata(path).is_ok()).collect(),
             interfaces: fs::read_dir("/sys/class/net")
                 .expect("list interfaces")
@@ -50,7 +54,10 @@ fn processes(group: &str, paths: &[&str]) -> BTreeSet<String> {
             let command = String::from_utf8_lossy(&command).replace('\0', " ");
             let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
             let inside = groups.lines().any(|line| {
-                line.splitn(3, ':').nth(2).and_then(|path| path.strip_prefix(group)).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+                line.splitn(3, ':')
+                    .nth(2)
+                    .and_then(|path| path.strip_prefix(group))
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
             });
             (inside || paths.iter().any(|path| command.contains(path))).then(|| format!("{pid} {command}"))
         })

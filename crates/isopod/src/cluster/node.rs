@@ -169,11 +169,9 @@ pub fn kubelet_config(
 }
 
 pub fn proxy_config(name: &str, network: &NetworkOptions) -> anyhow::Result<proxy::Config> {
-    Ok(proxy::Config {
-        node_name: name.to_owned(),
-        cluster_cidr: network.cluster_range()?,
-        service_cidr: network.service_range()?,
-    })
+    let pods = proxy::Cidr::parse_list(&network.cluster_cidr).context("--cluster-cidr")?;
+    let services = proxy::Cidr::parse_list(&network.service_cidr).context("--service-cidr")?;
+    Ok(proxy::Config { mode: network.proxy_mode.clone(), ..proxy::Config::new(name, pods, services) })
 }
 
 fn dns_config(ip: Ipv4Addr, network: &NetworkOptions) -> anyhow::Result<dns::Config> {
