@@ -1,5 +1,5 @@
-//! What every cluster has from its first second: system namespaces, RBAC policy, the `kubernetes`
-//! Service. Run at each start: what is absent is created, policy is completed, nothing is taken away.
+//! What every cluster has from its first second: system namespaces, RBAC policy, priority classes, the
+//! `kubernetes` Service. Run at each start: what is absent is created, policy is completed, nothing is taken away.
 
 use futures::{StreamExt, TryStreamExt, stream};
 use machinery::{
@@ -28,6 +28,7 @@ pub async fn run(writer: &Writer, services: Cidr, port: u16) -> Result<()> {
     objects.extend(resources::bootstrap::rbac::cluster_role_bindings());
     objects.extend(resources::bootstrap::rbac::roles());
     objects.extend(resources::bootstrap::rbac::role_bindings());
+    objects.extend(resources::bootstrap::priority_classes());
     objects.push(kubernetes_service(services, port));
     all(writer, &user, objects).await
 }

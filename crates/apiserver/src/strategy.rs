@@ -288,6 +288,7 @@ pub fn deleted_status(facts: &Facts, object: &Value) -> Value {
 type Names = &'static [(&'static str, &'static str)];
 
 const RBAC: &str = "rbac.authorization.k8s.io";
+const STORAGE: &str = "storage.k8s.io";
 /// A PUT of an absent object creates it.
 pub const CREATE_ON_UPDATE: Names = &[
     ("", "endpoints"),
@@ -296,13 +297,26 @@ pub const CREATE_ON_UPDATE: Names = &[
     ("", "services"),
     ("events.k8s.io", "events"),
     ("coordination.k8s.io", "leases"),
+    ("node.k8s.io", "runtimeclasses"),
     (RBAC, "roles"),
     (RBAC, "rolebindings"),
     (RBAC, "clusterroles"),
     (RBAC, "clusterrolebindings"),
 ];
 /// An update must say which version it replaces.
-const CONDITIONAL: Names = &[("coordination.k8s.io", "leases"), ("policy", "poddisruptionbudgets")];
+const CONDITIONAL: Names = &[
+    ("admissionregistration.k8s.io", "mutatingwebhookconfigurations"),
+    ("admissionregistration.k8s.io", "validatingadmissionpolicies"),
+    ("admissionregistration.k8s.io", "validatingadmissionpolicybindings"),
+    ("admissionregistration.k8s.io", "validatingwebhookconfigurations"),
+    ("coordination.k8s.io", "leases"),
+    ("node.k8s.io", "runtimeclasses"),
+    ("policy", "poddisruptionbudgets"),
+    (STORAGE, "csidrivers"),
+    (STORAGE, "csinodes"),
+    (STORAGE, "csistoragecapacities"),
+    (STORAGE, "volumeattachments"),
+];
 /// A finished delete answers with the object instead of a Status.
 pub const RETURN_DELETED: Names = &[
     ("", "persistentvolumeclaims"),
@@ -312,6 +326,12 @@ pub const RETURN_DELETED: Names = &[
     ("", "resourcequotas"),
     ("", "serviceaccounts"),
     ("", "services"),
+    (STORAGE, "csidrivers"),
+    (STORAGE, "csinodes"),
+    (STORAGE, "csistoragecapacities"),
+    (STORAGE, "storageclasses"),
+    (STORAGE, "volumeattachments"),
+    (STORAGE, "volumeattributesclasses"),
 ];
 
 #[cfg(test)]

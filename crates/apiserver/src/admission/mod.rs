@@ -5,6 +5,7 @@
 //! knows neither HTTP nor storage. All mutate before any validates, so that a validator sees what
 //! will be stored. Adding one: a file here and a line in [`Chain::standard`].
 
+mod certificates;
 mod default_tolerations;
 mod limit_ranger;
 mod namespace_lifecycle;
@@ -130,6 +131,7 @@ impl Chain {
             Box::new(taint_nodes::TaintNodesByCondition),
             Box::new(priority::Priority::new(lookup.clone())),
             Box::new(default_tolerations::DefaultTolerationSeconds),
+            Box::new(certificates::Certificates::new(authorizer.clone())),
             Box::new(rbac_escalation::RbacEscalation::new(authorizer.clone())),
             Box::new(quota::ResourceQuota::new(lookup.clone())),
         ])

@@ -404,3 +404,54 @@ async fn concurrent_creates_never_exceed_a_quota() {
     let results = futures::future::join_all((0..20).map(create)).await;
     assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 5);
 }
+
+static SIGNING_REQUEST: Facts = Facts {
+    scope: Scope::Cluster,
+    ..facts("certificates.k8s.io", "CertificateSigningRequest", "certificatesigningrequests")
+};
+
+/// A request in PEM, as JSON carries bytes.
+fn certificate_request(organization: &str) -> String {
+    use base64::Engine;
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::OrganizationName, organization);
+    let request = params.serialize_request(&rcgen::KeyPair::generate().unwrap()).unwrap();
+    base64::engine::general_purpose::STANDARD.encode(request.pem().unwrap())
+}
+
+#[tokio::test]
+async fn requesters_are_stamped_and_signers_guarded() {
+    let role = json!({"metadata": {"name": "approver"}, "rules": [
+        {"apiGroups": ["certificates.k8s.io"], "resources": ["signers"], "resourceNames": ["example.com/*"], "verbs": ["approve"]}]});
+    let binding = json!({"metadata": {"name": "b"}, "roleRef": {"kind": "ClusterRole", "name": "approver"},
+        "subjects": [{"kind": "User", "name": "bob"}]});
+    let world = world([(CLUSTER_ROLES, role), (CLUSTER_ROLE_BINDINGS, binding)]).await;
+    let request = |signer: &str, organization: &str| {
+        json!({"metadata": {"name": "r"},
+            "spec": {"signerName": signer, "request": certificate_request(organization), "username": "alice", "groups": ["system:masters"]}})
+    };
+    let made = world.create(&SIGNING_REQUEST, request("example.com/s", "o")).await.unwrap();
+    assert_eq!((&made["spec"]["username"], &made["spec"]["groups"]), (&json!("bob"), &json!(["system:authenticated"])));
+
+    let client = "kubernetes.io/kube-apiserver-client";
+    world.create(&SIGNING_REQUEST, request(client, "o")).await.unwrap();
+    let refused = world.refusal(&SIGNING_REQUEST, request(client, "system:masters")).await;
+    assert!(refused.ends_with("signer with system:masters group is not allowed"), "{refused}");
+
+    let with = |signer: &str, status: Value| json!({"metadata": {"name": "r"}, "spec": {"signerName": signer}, "status": status});
+    let (none, issued) = (json!({}), json!({"certificate": "AA=="}));
+    for (subresource, signer, status, refusal) in [
+        ("approval", "example.com/s", &none, None),
+        ("approval", client, &none, Some("user not permitted to approve requests with signerName")),
+        ("status", "example.com/s", &issued, Some("user not permitted to sign requests with signerName")),
+        ("status", "example.com/s", &none, None),
+        ("", client, &none, None),
+    ] {
+        let (old, new) = (with(signer, none.clone()), with(signer, status.clone()));
+        let answer = world.update(&SIGNING_REQUEST, subresource, old, new).await.map_err(|error| error.to_string());
+        match refusal {
+            None => assert!(answer.is_ok(), "{subresource} {signer}: {answer:?}"),
+            Some(why) => assert!(answer.as_ref().is_err_and(|error| error.contains(why)), "{subresource}: {answer:?}"),
+        }
+    }
+}

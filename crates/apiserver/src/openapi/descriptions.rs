@@ -42,12 +42,14 @@ pub fn all() -> Map<String, Value> {
         [api::discovery::v1] { EndpointSlice }
         [api::events::v1] { Event }
         [api::flowcontrol::v1] { FlowSchema, PriorityLevelConfiguration }
-        [api::networking::v1] { Ingress, IngressClass, NetworkPolicy }
+        [api::networking::v1] { IPAddress, Ingress, IngressClass, NetworkPolicy, ServiceCIDR }
         [api::node::v1] { RuntimeClass }
         [api::policy::v1] { Eviction, PodDisruptionBudget }
         [api::rbac::v1] { ClusterRole, ClusterRoleBinding, Role, RoleBinding }
         [api::scheduling::v1] { PriorityClass }
-        [api::storage::v1] { CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment }
+        [api::storage::v1] {
+            CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment, VolumeAttributesClass,
+        }
         [meta] { DeleteOptions, ListMeta, Patch, Status }
     }
     generator.take_definitions(true)

@@ -6,6 +6,7 @@ mod deletes;
 mod discovery;
 mod errors;
 mod lists;
+mod kinds;
 mod patches;
 mod subresources;
 mod tls;
