@@ -69,6 +69,24 @@ async fn openapi_describes_the_kinds() {
 }
 
 #[tokio::test]
+async fn openapi_v2_is_served_as_protobuf_by_either_name() {
+    let cluster = Cluster::start().await;
+    let valid = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
+    for accept in [valid, "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"] {
+        let response = cluster.send("GET", "/openapi/v2", &[("accept", accept)], Body::empty()).await;
+        assert_eq!((response.status().as_u16(), &response.headers()["content-type"]), (200, &valid.parse().unwrap()));
+        let message = axum::body::to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        // Keys are written in order: from the definitions, field 9, to the version, field 1.
+        assert!(message.ends_with(b"\x0a\x032.0") && message[0] == 0x4a, "{:?}", &message[..20]);
+    }
+    let refused = cluster.send("GET", "/openapi/v2", &[("accept", "text/html")], Body::empty()).await;
+    assert_eq!(refused.status(), 406);
+    // Health is text, whatever a load balancer says it accepts.
+    let health = cluster.send("GET", "/healthz", &[("accept", "text/html")], Body::empty()).await;
+    assert_eq!(health.status(), 200);
+}
+
+#[tokio::test]
 async fn health_is_told() {
     let cluster = Cluster::start().await;
     for path in ["/healthz", "/livez", "/readyz"] {
