@@ -71,7 +71,9 @@ impl Runtime {
             let shares = resources.map(|resources| resources.cpu_shares as u64).filter(|shares| *shares > 0);
             self.cgroups.apply(&record.cgroup, &Limits { cpu_shares: shares, ..Limits::default() })?;
         }
+        let shim = self.shim_cgroup(&record);
         self.cgroups.create(&leaf)?;
+        self.cgroups.create(&shim)?;
         let state = self.pod_state(&pod.id);
         std::fs::create_dir_all(&state).with_context(|| format!("create {}", state.display()))?;
         write_files(&self.pod_directory(&pod.id), config)?;
@@ -80,6 +82,7 @@ impl Runtime {
         let sandbox = Sandbox {
             directory: state,
             placement: self.cgroups.placement(&leaf),
+            shim_placement: self.cgroups.placement(&shim),
             hostname: (!host_network && !config.hostname.is_empty()).then(|| config.hostname.clone()),
             host_network,
             host_ipc: options.ipc() == NamespaceMode::Node,
@@ -104,6 +107,18 @@ impl Runtime {
 
     pub(super) fn infra_cgroup(&self, record: &PodRecord) -> String {
         format!("{}/{}", record.cgroup, record.id)
+    }
+
+    fn shim_cgroup(&self, record: &PodRecord) -> String {
+        format!("{}/shim-{}", self.config.cgroup_root.trim_end_matches('/'), record.id)
+    }
+
+    /// Ends what is left of the pod itself: pause process and shim.
+    async fn destroy_cgroups(&self, record: &PodRecord) -> Result<()> {
+        for cgroup in [self.shim_cgroup(record), self.infra_cgroup(record)] {
+            self.cgroups.destroy(&cgroup, KILL_LIMIT).await.with_context(|| format!("remove cgroup {cgroup}"))?;
+        }
+        Ok(())
     }
 
     /// Follows a shim's events until it is gone.
@@ -140,7 +155,6 @@ impl Runtime {
         if pod.record.lock().ready {
             tracing::warn!(pod = pod.id, "the pod's shim is gone");
         }
-        let leaf = self.infra_cgroup(&pod.record());
         for container in self.containers_of(&pod.id) {
             if container.is_running() {
                 let cgroup = container.record().cgroup;
@@ -148,7 +162,7 @@ impl Runtime {
                 self.container_exited(&container.id, Exit { code: 255, at: now() });
             }
         }
-        let _ = self.cgroups.destroy(&leaf, KILL_LIMIT).await;
+        let _ = self.destroy_cgroups(&pod.record()).await;
         self.pod_died(pod);
     }
 
@@ -235,9 +249,8 @@ impl Runtime {
             record.ready = false;
             record.pause = 0;
         });
-        let _ = call(&self.pod_state(&pod.id), &Request::Stop).await; // it may be gone; its cgroup is what counts
-        let leaf = self.infra_cgroup(&record);
-        self.cgroups.destroy(&leaf, KILL_LIMIT).await.with_context(|| format!("remove cgroup {leaf}"))
+        let _ = call(&self.pod_state(&pod.id), &Request::Stop).await; // it may be gone; its cgroups are what counts
+        self.destroy_cgroups(&record).await
     }
 
     /// Idempotent, also for a pod nobody knows. Stops what runs.

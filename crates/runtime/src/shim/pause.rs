@@ -60,6 +60,7 @@ fn reap() {
 }
 
 fn prepare(sandbox: &Sandbox) -> Result<(), String> {
+    sandbox.placement.join().map_err(|error| format!("enter the sandbox's cgroup: {error}"))?;
     if let Some(hostname) = &sandbox.hostname {
         nix::unistd::sethostname(hostname).map_err(|error| format!("set hostname {hostname:?}: {error}"))?;
     }

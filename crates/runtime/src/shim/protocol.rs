@@ -25,7 +25,10 @@ pub(crate) enum PidNamespace {
 pub(crate) struct Sandbox {
     /// Holds the control socket.
     pub(crate) directory: PathBuf,
+    /// Of the pause process.
     pub(crate) placement: Placement,
+    /// Outside the pod's own cgroup: its memory limit must neither count nor kill the shim.
+    pub(crate) shim_placement: Placement,
     /// `None` leaves the host's name (host network).
     pub(crate) hostname: Option<String>,
     pub(crate) host_network: bool,

@@ -99,7 +99,7 @@ enum Token {
 impl Shim {
     fn start(sandbox: Sandbox) -> Result<Shim, String> {
         let step = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
-        sandbox.placement.join().map_err(step("enter the sandbox's cgroup"))?;
+        sandbox.shim_placement.join().map_err(step("enter the shim's cgroup"))?;
         let signals = child_signals().map_err(|error| step("signalfd")(error.into()))?;
         let own = std::fs::File::open("/proc/self/ns/pid").map_err(step("open the pid namespace"))?;
         let pause = start_pause(&sandbox)?;

@@ -83,7 +83,7 @@ pub(crate) fn run() -> Infallible {
             Err(_) => process::exit_now(1),
         };
         let mut connection = fds.pop();
-        let forked = sandbox.placement.birthplace().and_then(|cgroup| {
+        let forked = sandbox.shim_placement.birthplace().and_then(|cgroup| {
             process::spawn(0, cgroup.as_ref().map(AsFd::as_fd), || match connection.take() {
                 Some(connection) => {
                     detach(&sandbox.directory);
