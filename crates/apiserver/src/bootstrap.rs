@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::{
     allocate::Cidr,
     identity::UserInfo,
-    write::{Warnings, Write, Writer},
+    write::{MANAGER, Warnings, Write, Writer},
 };
 
 /// Objects created at once: enough to share the store's commits.
@@ -52,6 +52,8 @@ pub async fn ensure(writer: &Writer, user: &UserInfo, object: Value) -> Result<(
         name,
         user,
         dry_run: false,
+        manager: Some(MANAGER),
+        create: false,
         options: json!({}),
         warnings: &warnings,
     };

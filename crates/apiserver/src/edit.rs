@@ -2,11 +2,11 @@
 //! write path does the rest.
 
 use bytes::Bytes;
-use http::StatusCode;
+use http::{StatusCode, header};
 use machinery::{
     field::{ErrorKind, FieldError},
     patch,
-    schema::decode::FieldValidation,
+    schema::decode::{self, FieldValidation},
     status::{ApiError, Result},
 };
 use resources::{Resource, types};
@@ -17,10 +17,14 @@ use crate::{
     codec,
     negotiate::{self, PatchType},
     read::filter,
+    request::RequestInfo,
     respond::{Answered, Renderer, whole},
-    strategy::{DeleteOptions, check_dry_run},
-    write::{Write, Written},
+    strategy::{DeleteOptions, check_dry_run, match_request},
+    write::{Write, Written, ownership},
 };
+
+/// Bytes of a field manager's name, as upstream.
+const MAX_MANAGER: usize = 128;
 
 impl Context {
     /// A write by this request's user, with the options of its query.
@@ -38,6 +42,7 @@ impl Context {
                 why,
             ));
         }
+        self.check_manager(&mut errors);
         if !errors.is_empty() {
             return Err(ApiError::invalid("meta.k8s.io", kind, "", errors));
         }
@@ -58,9 +63,37 @@ impl Context {
             name: &self.info.name,
             user: &self.user,
             dry_run,
+            manager: Some(self.manager()),
+            create: false,
             options,
             warnings: &self.warnings,
         })
+    }
+
+    fn check_manager(&self, errors: &mut Vec<FieldError>) {
+        let manager = self.query.get("fieldManager");
+        let applies = negotiate::applies(&self.headers);
+        if applies && manager.is_empty() {
+            errors.push(FieldError::required("fieldManager", "is required for apply patch"));
+        }
+        if manager.len() > MAX_MANAGER {
+            errors.push(FieldError::too_long("fieldManager", MAX_MANAGER));
+        }
+        if let Some((at, c)) = manager.char_indices().find(|(_, c)| c.is_control()) {
+            let why = format!("invalid character U+{:04X} (at position {at})", c as u32);
+            errors.push(FieldError::invalid("fieldManager", manager, why));
+        }
+        if self.info.verb == "patch" && !applies && self.query.find("force").is_some() {
+            errors.push(FieldError::forbidden("force", "may not be specified for non-apply patch"));
+        }
+    }
+
+    /// Who the client says it is, as an owner of fields; else the first word of its user agent.
+    fn manager(&self) -> &str {
+        let agent = self.headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
+        let agent = agent.split('/').next().unwrap_or_default();
+        let named = self.query.find("fieldManager").filter(|manager| !manager.is_empty());
+        named.unwrap_or(&agent[..agent.len().min(MAX_MANAGER)])
     }
 
     pub fn validation(&self) -> FieldValidation {
@@ -105,6 +138,12 @@ pub async fn patch(
     subresource: &str,
     body: Bytes,
 ) -> Result<Answered> {
+    if negotiate::applies(&context.headers) {
+        let write = context.write(resource, subresource, "PatchOptions")?;
+        let config = configuration(context, resource, &body)?;
+        let written = apply(context, write, config).await?;
+        return context.written(resource, &written);
+    }
     let patch = Patch::parse(context, &body)?;
     let write = context.write(resource, subresource, "PatchOptions")?;
     let facts = resource.facts();
@@ -120,6 +159,41 @@ pub async fn patch(
     context.written(resource, &written)
 }
 
+/// A configuration to apply, with the fields as they were sent.
+pub fn configuration(context: &Context, resource: &dyn Resource, body: &Bytes) -> Result<Value> {
+    let (mut config, duplicates) =
+        decode::yaml(body).map_err(|error| ApiError::bad_request(format!("error decoding YAML: {error}")))?;
+    if !config.is_object() {
+        return Err(ApiError::bad_request("error decoding YAML: a configuration is an object"));
+    }
+    codec::check_kind(resource.facts(), &mut config)?;
+    context.warnings.lock().extend(decode::judge(&config, duplicates, context.validation())?);
+    Ok(config)
+}
+
+/// Server-side apply: makes the object say what `config` says, and no longer what its manager said before.
+pub async fn apply(context: &Context, write: Write<'_>, mut config: Value) -> Result<Written> {
+    let (facts, info) = (write.resource.facts(), &context.info);
+    let schema = types().get(facts.schema).ok_or_else(ApiError::no_such_resource)?;
+    let now = machinery::time::now_rfc3339();
+    let ownership = ownership(facts, schema, write.subresource, context.manager(), &now);
+    ownership.check(&mut config)?;
+    match_request(facts, &mut config, &info.namespace, Some(&info.name))?;
+    let force = context.query.bool("force").unwrap_or(false);
+    let source = |old: Option<&Value>| {
+        if old.is_none() {
+            let create = RequestInfo { verb: "create".into(), ..info.clone() };
+            context.api.permit(&context.user, &create, &context.query)?;
+        }
+        let nothing = json!({"kind": facts.kind, "apiVersion": facts.api_version()});
+        let mut new = ownership.apply(old.unwrap_or(&nothing), &config, force)?;
+        codec::conform(facts, &mut new, Vec::new(), FieldValidation::Ignore, &context.warnings)?;
+        Ok(new)
+    };
+    let write = Write { manager: None, create: true, ..write };
+    context.api.writer.update(&write, &source).await
+}
+
 /// A patch, parsed once and applied as often as others interfere.
 pub struct Patch {
     kind: PatchType,
@@ -133,8 +207,8 @@ const MAX_OPERATIONS: usize = 10_000;
 impl Patch {
     pub fn parse(context: &Context, body: &Bytes) -> Result<Patch> {
         let kind = negotiate::patch(&context.headers)?;
-        let (value, duplicates) = machinery::schema::decode::json(body)
-            .map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))?;
+        let (value, duplicates) =
+            decode::json(body).map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))?;
         if let Some(operations) = value.as_array().filter(|operations| operations.len() > MAX_OPERATIONS) {
             let message =
                 format!("The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}", operations.len());

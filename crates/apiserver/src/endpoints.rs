@@ -18,7 +18,7 @@ use crate::{
     api::Api,
     cache::storage_error,
     identity::UserInfo,
-    write::{Warnings, Write},
+    write::{MANAGER, Warnings, Write},
 };
 
 const SERVERS: &str = "/registry/masterleases/";
@@ -113,6 +113,8 @@ async fn put(api: &Api, wanted: Value) -> Result<()> {
         name,
         user: &user,
         dry_run: false,
+        manager: Some(MANAGER),
+        create: false,
         options: json!({}),
         warnings: &warnings,
     };

@@ -155,6 +155,13 @@ pub enum PatchType {
     Strategic,
 }
 
+const APPLY: &str = "application/apply-patch+yaml";
+
+/// Whether a patch is a configuration to apply, rather than a change.
+pub fn applies(headers: &HeaderMap) -> bool {
+    text(headers, header::CONTENT_TYPE).split(';').next().unwrap_or_default().trim() == APPLY
+}
+
 /// The form of a patch.
 pub fn patch(headers: &HeaderMap) -> Result<PatchType> {
     const JSON_PATCH: &str = "application/json-patch+json";
@@ -165,7 +172,7 @@ pub fn patch(headers: &HeaderMap) -> Result<PatchType> {
         JSON_PATCH => Ok(PatchType::Json),
         MERGE => Ok(PatchType::Merge),
         STRATEGIC => Ok(PatchType::Strategic),
-        _ => Err(ApiError::unsupported_media_type(&[JSON_PATCH, MERGE, STRATEGIC])),
+        _ => Err(ApiError::unsupported_media_type(&[JSON_PATCH, MERGE, STRATEGIC, APPLY])),
     }
 }
 

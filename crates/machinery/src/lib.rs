@@ -4,6 +4,7 @@
 //! Kubernetes kind or does any IO: what is true of Pods and of custom resources alike lives in this crate,
 //! and can be tested with plain values.
 
+pub mod apply;
 pub mod duration;
 pub mod field;
 pub mod fields;

@@ -14,10 +14,11 @@ use serde_json::{Value, json};
 use crate::{
     api::Context,
     cache::entry,
-    codec, edit,
+    codec, edit, negotiate,
     objects::load,
     respond::{self, Answered},
     strategy,
+    write::Written,
 };
 
 pub async fn serve(context: &Context, resource: &'static dyn Resource, body: Bytes) -> Result<Answered> {
@@ -29,6 +30,9 @@ pub async fn serve(context: &Context, resource: &'static dyn Resource, body: Byt
         return Ok(respond::whole(&context.answer, StatusCode::OK, entry::encode(&scale).into()));
     }
     let kind = registry().by_gvk("autoscaling", "v1", "Scale").ok_or_else(ApiError::no_such_resource)?;
+    if context.info.verb == "patch" && negotiate::applies(&context.headers) {
+        return apply(context, resource, kind, &body).await;
+    }
     let change = match context.info.verb.as_str() {
         "patch" => Change::Patch(edit::Patch::parse(context, &body)?),
         _ => Change::Put(context.decode(kind, &body)?),
@@ -40,16 +44,42 @@ pub async fn serve(context: &Context, resource: &'static dyn Resource, body: Byt
         let mut scale = change.apply(context, kind, &current)?;
         strategy::match_request(facts, &mut scale, &context.info.namespace, Some(&context.info.name))?;
         strategy::match_current(facts, &scale, &current)?;
-        let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
-        if replicas < 0 {
-            let error = FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
-            return Err(ApiError::invalid("autoscaling", "Scale", &context.info.name, vec![error]));
-        }
+        let replicas = replicas_of(context, &scale)?;
         let mut new = old.clone();
         new["spec"]["replicas"] = replicas.into();
         Ok(new)
     };
     let written = context.api.writer.update(&write, &source).await?;
+    answer(context, &written)
+}
+
+/// Server-side apply of a Scale: its manager owns the count in the object itself.
+async fn apply(
+    context: &Context,
+    resource: &'static dyn Resource,
+    kind: &dyn Resource,
+    body: &Bytes,
+) -> Result<Answered> {
+    let write = context.write(resource, "scale", "PatchOptions")?;
+    let scale = edit::configuration(context, kind, body)?;
+    let facts = resource.facts();
+    let mut config = json!({"kind": facts.kind, "apiVersion": facts.api_version(), "metadata": scale["metadata"]});
+    if !scale["spec"]["replicas"].is_null() {
+        config["spec"]["replicas"] = replicas_of(context, &scale)?.into();
+    }
+    answer(context, &edit::apply(context, write, config).await?)
+}
+
+fn replicas_of(context: &Context, scale: &Value) -> Result<i64> {
+    let replicas = scale["spec"]["replicas"].as_i64().unwrap_or(0);
+    if replicas < 0 {
+        let error = FieldError::invalid("spec.replicas", replicas, "must be greater than or equal to 0");
+        return Err(ApiError::invalid("autoscaling", "Scale", &context.info.name, vec![error]));
+    }
+    Ok(replicas)
+}
+
+fn answer(context: &Context, written: &Written) -> Result<Answered> {
     let object: Value = serde_json::from_slice(&written.json).map_err(ApiError::internal)?;
     Ok(respond::value(&context.answer, StatusCode::OK, &scale_of(&object)))
 }

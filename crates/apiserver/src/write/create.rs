@@ -26,7 +26,12 @@ impl Writer {
         if !meta::resource_version(&object).is_empty() {
             return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
         }
+        let managers = meta::metadata_mut(&mut object).remove("managedFields");
         strategy::fill_new(&mut object, &machinery::time::now_rfc3339());
+        match managers.filter(|_| write.manager.is_none()) {
+            Some(managers) => meta::set(&mut object, "managedFields", managers),
+            None => write.track(None, &mut object),
+        }
         if !meta::name(&object).is_empty() || meta::generate_name(&object).is_empty() {
             return self.create_named(write, object).await;
         }

@@ -28,6 +28,8 @@ use crate::{
     objects::Objects,
 };
 
+/// What the server calls itself where it writes of its own accord, as upstream.
+pub const MANAGER: &str = "kube-apiserver";
 /// Attempts of one write against others before it gives up. Each loses only to a write that succeeded.
 const ATTEMPTS: usize = 100;
 
@@ -50,6 +52,10 @@ pub struct Write<'a> {
     pub name: &'a str,
     pub user: &'a UserInfo,
     pub dry_run: bool,
+    /// Whose the changed fields are; `None` when the source has settled that itself.
+    pub manager: Option<&'a str>,
+    /// An absent object is created whatever its kind (server-side apply).
+    pub create: bool,
     /// CreateOptions, UpdateOptions, PatchOptions or DeleteOptions, for admission.
     pub options: Value,
     pub warnings: &'a Warnings,
@@ -74,6 +80,16 @@ impl Writer {
 impl Write<'_> {
     fn facts(&self) -> &'static Facts {
         self.resource.facts()
+    }
+
+    /// Notes whose the fields of `new` are; they count with their defaults.
+    fn track(&self, live: Option<&Value>, new: &mut Value) {
+        let types = resources::types();
+        if let (Some(manager), Some(schema)) = (self.manager, types.get(self.facts().schema)) {
+            complete(self.resource, new);
+            let now = machinery::time::now_rfc3339();
+            ownership(self.facts(), schema, self.subresource, manager, &now).track(live, new);
+        }
     }
 
     fn admission(
@@ -119,6 +135,25 @@ impl Write<'_> {
 
     fn modified(&self) -> ApiError {
         ApiError::modified(self.facts().group, self.facts().plural, self.name)
+    }
+}
+
+/// A write as server-side apply sees it.
+pub fn ownership<'a>(
+    facts: &'a Facts,
+    schema: &'a machinery::schema::Type,
+    subresource: &'a str,
+    manager: &'a str,
+    now: &'a str,
+) -> machinery::apply::Write<'a> {
+    machinery::apply::Write {
+        types: resources::types(),
+        schema,
+        manager,
+        api_version: facts.api_version(),
+        subresource,
+        status: facts.subresource("status").is_some(),
+        now,
     }
 }
 

@@ -36,7 +36,8 @@ impl Writer {
 
     async fn create_on_update(&self, write: &Write<'_>, source: Source<'_>) -> Result<Written> {
         let facts = write.facts();
-        if !write.subresource.is_empty() || !CREATE_ON_UPDATE.contains(&(facts.group, facts.plural)) {
+        let creates = write.create || CREATE_ON_UPDATE.contains(&(facts.group, facts.plural));
+        if !write.subresource.is_empty() || !creates {
             return Err(write.not_found());
         }
         let mut object = source(None)?;
@@ -65,6 +66,7 @@ impl Writer {
         let mut new = source(Some(&old))?;
         strategy::match_request(write.facts(), &mut new, write.namespace, Some(write.name))?;
         strategy::match_current(write.facts(), &new, &old)?;
+        write.track(Some(&old), &mut new);
 
         let mut request = write.admission(Operation::Update, Some(new), Some(old.clone()));
         self.admission.admit(&mut request).await?;
@@ -86,6 +88,7 @@ impl Writer {
         let Some(mut new) = request.object else { return Err(ApiError::internal("admission removed the object")) };
         write.warn(resource.warnings(&new, Some(&old)));
         meta::set_resource_version(&mut new, &current.revision.to_string());
+        machinery::apply::keep_times(&old, &mut new);
 
         let stored = stored_form(resource, &new);
         if entry::splice(&stored, current.revision).is_some_and(|json| json == current.json) {

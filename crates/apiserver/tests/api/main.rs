@@ -2,11 +2,12 @@
 //! Each test has a server of its own.
 
 mod allocation;
+mod applies;
 mod deletes;
 mod discovery;
 mod errors;
-mod lists;
 mod kinds;
+mod lists;
 mod patches;
 mod subresources;
 mod tls;
