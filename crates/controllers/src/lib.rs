@@ -7,10 +7,13 @@ pub mod common;
 pub mod framework;
 
 pub mod clusterrole_aggregation;
+pub mod cron_job;
+pub mod daemon_set;
 pub mod deployment;
 pub mod endpoints;
 pub mod endpointslice;
 pub mod garbage;
+pub mod job;
 pub mod namespace;
 pub mod node_ipam;
 pub mod node_lifecycle;
@@ -18,6 +21,8 @@ pub mod pod_gc;
 pub mod replicas;
 pub mod root_ca;
 pub mod service_account;
+pub mod stateful_set;
+pub mod ttl_after_finished;
 
 use client::Informers;
 use tokio::task::JoinSet;
@@ -36,6 +41,11 @@ pub fn registry() -> Vec<Entry> {
         entry::<deployment::DeploymentController>(),
         entry::<replicas::ReplicaSetController>(),
         entry::<replicas::ReplicationManager>(),
+        entry::<job::JobController>(),
+        entry::<cron_job::CronJobController>(),
+        entry::<stateful_set::StatefulSetController>(),
+        entry::<daemon_set::DaemonSetController>(),
+        entry::<ttl_after_finished::TtlAfterFinished>(),
         entry::<endpoints::EndpointsController>(),
         entry::<endpointslice::EndpointSliceController>(),
         entry::<endpointslice::mirroring::EndpointSliceMirroring>(),

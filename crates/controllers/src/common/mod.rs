@@ -3,9 +3,12 @@
 pub mod claims;
 pub mod discovery;
 pub mod expectations;
+pub mod history;
+pub mod pod_control;
 pub mod pods;
 pub mod services;
 pub mod template;
+pub mod written;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, Time};
