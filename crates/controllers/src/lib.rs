@@ -10,6 +10,7 @@ pub mod clusterrole_aggregation;
 pub mod cron_job;
 pub mod daemon_set;
 pub mod deployment;
+pub mod disruption;
 pub mod endpoints;
 pub mod endpointslice;
 pub mod garbage;
@@ -45,6 +46,7 @@ pub fn registry() -> Vec<Entry> {
         entry::<cron_job::CronJobController>(),
         entry::<stateful_set::StatefulSetController>(),
         entry::<daemon_set::DaemonSetController>(),
+        entry::<disruption::DisruptionController>(),
         entry::<ttl_after_finished::TtlAfterFinished>(),
         entry::<endpoints::EndpointsController>(),
         entry::<endpointslice::EndpointSliceController>(),

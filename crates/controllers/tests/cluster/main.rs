@@ -1,10 +1,12 @@
 //! The controllers against the real API server in memory, each under its own service account: what they may not do by
 //! RBAC fails here as it would in a cluster. Each test has a server of its own.
 
+mod batch;
 mod collection;
 mod namespaces;
 mod nodes;
 mod services;
+mod stateful;
 mod workloads;
 
 use std::fmt::Debug;

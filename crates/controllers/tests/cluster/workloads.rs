@@ -18,7 +18,7 @@ fn deployment(replicas: i32) -> Value {
 }
 
 /// Declares every pod ready until dropped.
-fn kubelet(pods: Api<Pod>) -> tokio_util::task::AbortOnDropHandle<()> {
+pub fn kubelet(pods: Api<Pod>) -> tokio_util::task::AbortOnDropHandle<()> {
     tokio_util::task::AbortOnDropHandle::new(tokio::spawn(async move {
         loop {
             for pod in pods.list(&Default::default()).await.unwrap() {
