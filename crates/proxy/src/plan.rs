@@ -1,264 +1,157 @@
 //! From one Service and its EndpointSlices to rules: a pure function.
 //!
-//! The result names every address and port that is caught and what happens there, in terms that any
-//! applier can express. Services are planned one by one, so that a change costs what it touches.
+//! Services are planned one by one, so that a change costs what it touches.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort, ServiceSpec};
-use k8s_openapi::api::discovery::v1::{Endpoint as SliceEndpoint, EndpointSlice};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
 
-/// What the plan depends on besides the objects.
-#[derive(Clone, Debug)]
+use crate::cidr::Cidr;
+use crate::endpoints::Endpoints;
+use crate::rules::{Family, HealthCheck, PortName, PortRules, Protocol, Route, ServiceRules};
+
+/// This node, as far as plans depend on it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
     pub name: String,
+    /// Its label topology.kubernetes.io/zone.
+    pub zone: Option<String>,
+    pub ips: Vec<IpAddr>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Protocol {
-    Tcp,
-    Udp,
-    Sctp,
-}
-
-impl Protocol {
-    fn parse(text: Option<&str>) -> Protocol {
-        match text {
-            Some("UDP") => Protocol::Udp,
-            Some("SCTP") => Protocol::Sctp,
-            _ => Protocol::Tcp,
-        }
-    }
-
-    /// IPPROTO_*.
-    pub fn number(self) -> u8 {
-        match self {
-            Protocol::Tcp => 6,
-            Protocol::Udp => 17,
-            Protocol::Sctp => 132,
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Protocol::Tcp => "tcp",
-            Protocol::Udp => "udp",
-            Protocol::Sctp => "sctp",
-        }
-    }
-}
-
-/// A pod's address and port.
-pub type Endpoint = (Ipv4Addr, u16);
-
-/// Where a connection may go.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Backend {
-    pub protocol: Protocol,
-    /// In order, without duplicates, never empty.
-    pub endpoints: Vec<Endpoint>,
-    /// A client keeps its endpoint for this long after its last connection.
-    pub affinity: Option<Duration>,
-    pub masquerade: Masquerade,
-    /// Only clients in these ranges (address and prefix length); empty means all.
-    pub allowed_sources: Vec<(Ipv4Addr, u8)>,
-}
-
-/// Whose source address is rewritten, so that replies come back through this node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Masquerade {
-    /// Clients outside the pod range.
-    OffCluster,
-    Always,
-    /// The client's address is to be seen.
-    Never,
-}
-
-/// What happens at a caught address.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Action {
-    /// To the backend of this name.
-    Balance(String),
-    /// Refused: there are no endpoints.
-    Reject,
-    /// Dropped: there are none on this node, which the policy demands.
-    Drop,
-}
-
-/// Everything one Service needs.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ServiceRules {
-    pub backends: BTreeMap<String, Backend>,
-    /// On the Service's own addresses.
-    pub addresses: BTreeMap<(Ipv4Addr, Protocol, u16), Action>,
-    /// On every local address of the node.
-    pub node_ports: BTreeMap<(Protocol, u16), Action>,
-}
-
-/// The name of the load balancer's or the node's own traffic policy that keeps the client's address.
+/// Services implemented by somebody else.
+const OTHER_PROXY_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+/// The traffic policy that keeps to this node.
 const LOCAL: &str = "Local";
+/// Of session affinity, where the API server left it out.
+const DEFAULT_AFFINITY_SECONDS: i32 = 10_800;
 
-pub fn plan(service: &Service, slices: &[Arc<EndpointSlice>], node: &Node) -> ServiceRules {
+/// `None` for a Service that this proxy has nothing to do with.
+pub fn plan(service: &Service, slices: &[Arc<EndpointSlice>], node: &Node) -> Option<ServiceRules> {
+    let spec = service.spec.as_ref()?;
+    let elsewhere = service.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(OTHER_PROXY_LABEL));
+    if elsewhere || spec.type_.as_deref() == Some("ExternalName") {
+        return None;
+    }
+    let key: Arc<str> = client::key_of(&service.metadata).into();
     let mut rules = ServiceRules::default();
-    let Some(spec) = &service.spec else { return rules };
-    let cluster_ips = parse_all(spec.cluster_ips.as_deref().unwrap_or_default());
-    if spec.type_.as_deref() == Some("ExternalName") || cluster_ips.is_empty() {
-        return rules;
+    let mut local = BTreeSet::new();
+    for cluster_ip in cluster_ips(spec) {
+        for port in spec.ports.iter().flatten() {
+            let name = PortName {
+                family: Family::of(cluster_ip),
+                service: key.clone(),
+                port: port.name.clone().unwrap_or_default(),
+                protocol: Protocol::parse(port.protocol.as_deref()),
+            };
+            let endpoints = Endpoints::collect(slices, name.family, &name.port, name.protocol, node);
+            local.extend(endpoints.local_ready());
+            rules
+                .ports
+                .insert(name.clone(), Arc::new(plan_port(service, spec, port, cluster_ip, &name, &endpoints, node)));
+        }
     }
-    for port in spec.ports.iter().flatten() {
-        plan_port(service, spec, port, &cluster_ips, slices, node, &mut rules);
-    }
-    rules
+    rules.health_check = health_check_port(spec).map(|port| HealthCheck { port, local_endpoints: local.len() });
+    (!rules.ports.is_empty()).then_some(rules)
 }
 
 fn plan_port(
     service: &Service,
     spec: &ServiceSpec,
     port: &ServicePort,
-    cluster_ips: &[Ipv4Addr],
-    slices: &[Arc<EndpointSlice>],
+    cluster_ip: IpAddr,
+    name: &PortName,
+    endpoints: &Endpoints,
     node: &Node,
-    rules: &mut ServiceRules,
-) {
-    let protocol = Protocol::parse(port.protocol.as_deref());
-    let number = port.port as u16;
-    let (all, local) = endpoints(port, slices, node);
-    let name = |role: &str| {
-        let meta = &service.metadata;
-        let (namespace, name) =
-            (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
-        format!("{role}-{namespace}/{name}/{}/{number}", protocol.name())
+) -> PortRules {
+    let of_family = |addresses: Vec<IpAddr>| -> Vec<IpAddr> {
+        addresses.into_iter().filter(|address| Family::of(*address) == name.family).collect()
     };
-    let backend = |endpoints: &[Endpoint], masquerade| Backend {
-        protocol,
-        endpoints: endpoints.to_vec(),
-        affinity: affinity(spec),
-        masquerade,
-        allowed_sources: Vec::new(),
-    };
+    let external_ips = of_family(parse_all(spec.external_ips.as_deref().unwrap_or_default()));
+    let load_balancer_ips = of_family(load_balancer_ips(service));
+    let node_port = port.node_port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0);
+    let accessible = node_port.is_some() || !external_ips.is_empty() || !load_balancer_ips.is_empty();
 
     let internal_local = spec.internal_traffic_policy.as_deref() == Some(LOCAL);
-    let internal = if internal_local { &local } else { &all };
-    let action = add(
-        rules,
-        name("svc"),
-        backend(internal, Masquerade::OffCluster),
-        if internal_local && !all.is_empty() { Action::Drop } else { Action::Reject },
-    );
-    for ip in cluster_ips {
-        rules.addresses.insert((*ip, protocol, number), action.clone());
-    }
-
-    let external_ips = parse_all(spec.external_ips.as_deref().unwrap_or_default());
-    let balancer_ips = balancer_ips(service);
-    let node_port = port.node_port.filter(|port| *port > 0).map(|port| port as u16);
-    if external_ips.is_empty() && balancer_ips.is_empty() && node_port.is_none() {
-        return;
-    }
-    let keep_source = spec.external_traffic_policy.as_deref() == Some(LOCAL);
-    let (external, masquerade, missing) = match keep_source {
-        true if all.is_empty() => (&local, Masquerade::Never, Action::Reject),
-        true => (&local, Masquerade::Never, Action::Drop),
-        false => (&all, Masquerade::Always, Action::Reject),
+    let external_local = external_local(spec);
+    // A local external policy needs the cluster's endpoints too, for clients in the cluster.
+    let usable = endpoints.usable(!internal_local || accessible, internal_local || external_local && accessible);
+    let route = |local: bool| match (usable.any, local) {
+        (false, _) => Route::Reject,
+        (true, false) => Route::Cluster,
+        (true, true) if usable.local.is_empty() => Route::Drop,
+        (true, true) => Route::Local,
     };
-    let action = add(rules, name("ext"), backend(external, masquerade), missing.clone());
-    for ip in external_ips {
-        rules.addresses.insert((ip, protocol, number), action.clone());
-    }
-    if let Some(node_port) = node_port {
-        rules.node_ports.insert((protocol, node_port), action.clone());
-    }
-    let sources = parse_ranges(spec.load_balancer_source_ranges.as_deref().unwrap_or_default());
-    let balanced = match (&action, sources.is_empty()) {
-        (Action::Balance(_), false) => {
-            add(rules, name("lb"), Backend { allowed_sources: sources, ..backend(external, masquerade) }, missing)
-        }
-        _ => action,
-    };
-    for ip in balancer_ips {
-        rules.addresses.insert((ip, protocol, number), balanced.clone());
+    PortRules {
+        cluster_ip,
+        port: port.port as u16,
+        allowed_sources: allowed_sources(spec, &load_balancer_ips, name.family, node),
+        external_ips,
+        load_balancer_ips,
+        node_port,
+        affinity: affinity(spec),
+        internal: route(internal_local),
+        external: route(external_local),
+        external_local,
+        serving: if name.protocol == Protocol::Udp { endpoints.serving() } else { Vec::new() },
+        cluster: usable.cluster,
+        local: usable.local,
     }
 }
 
-/// Records the backend, unless it has no endpoints.
-fn add(rules: &mut ServiceRules, name: String, backend: Backend, missing: Action) -> Action {
-    if backend.endpoints.is_empty() {
-        return missing;
+/// One of each family at most; none for a headless Service.
+fn cluster_ips(spec: &ServiceSpec) -> Vec<IpAddr> {
+    match spec.cluster_ips.as_deref() {
+        Some(several) if !several.is_empty() => parse_all(several),
+        _ => parse_all(spec.cluster_ip.as_slice()),
     }
-    rules.backends.insert(name.clone(), backend);
-    Action::Balance(name)
 }
 
-/// Usable endpoints of a port: all, and those on this node.
-fn endpoints(port: &ServicePort, slices: &[Arc<EndpointSlice>], node: &Node) -> (Vec<Endpoint>, Vec<Endpoint>) {
-    let mut found: Vec<(Endpoint, &SliceEndpoint)> = Vec::new();
-    for slice in slices.iter().filter(|slice| slice.address_type == "IPv4") {
-        let matching = slice.ports.iter().flatten().find(|candidate| {
-            candidate.name.as_deref().unwrap_or_default() == port.name.as_deref().unwrap_or_default()
-                && Protocol::parse(candidate.protocol.as_deref()) == Protocol::parse(port.protocol.as_deref())
-        });
-        let Some(target) = matching.and_then(|port| u16::try_from(port.port?).ok()) else { continue };
-        for endpoint in slice.endpoints.iter().flatten() {
-            let address = endpoint.addresses.first().and_then(|address| address.parse().ok());
-            found.extend(address.map(|address| ((address, target), endpoint)));
-        }
-    }
-    let here = |endpoint: &SliceEndpoint| endpoint.node_name.as_deref() == Some(&node.name);
-    (usable(found.iter()), usable(found.iter().filter(|(_, endpoint)| here(endpoint))))
+fn external_local(spec: &ServiceSpec) -> bool {
+    let external = matches!(spec.type_.as_deref(), Some("LoadBalancer" | "NodePort"))
+        || spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty());
+    external && spec.external_traffic_policy.as_deref() == Some(LOCAL)
 }
 
-/// The ready ones; if there is none, those that still serve while they terminate (KEP-1669).
-fn usable<'a>(endpoints: impl Iterator<Item = &'a (Endpoint, &'a SliceEndpoint)> + Clone) -> Vec<Endpoint> {
-    let condition =
-        |endpoint: &SliceEndpoint, pick: fn(&k8s_openapi::api::discovery::v1::EndpointConditions) -> Option<bool>| {
-            endpoint.conditions.as_ref().and_then(pick)
-        };
-    let ready: BTreeSet<Endpoint> = endpoints
-        .clone()
-        .filter(|(_, e)| condition(e, |c| c.ready).unwrap_or(true))
-        .map(|(address, _)| *address)
-        .collect();
-    let chosen = if ready.is_empty() {
-        endpoints
-            .filter(|(_, e)| {
-                condition(e, |c| c.serving).unwrap_or(false) && condition(e, |c| c.terminating).unwrap_or(false)
-            })
-            .map(|(address, _)| *address)
-            .collect()
-    } else {
-        ready
-    };
-    chosen.into_iter().collect()
+fn health_check_port(spec: &ServiceSpec) -> Option<u16> {
+    let needed = spec.type_.as_deref() == Some("LoadBalancer") && external_local(spec);
+    spec.health_check_node_port.filter(|_| needed).and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0)
 }
 
 fn affinity(spec: &ServiceSpec) -> Option<Duration> {
-    const DEFAULT: i32 = 10_800;
     (spec.session_affinity.as_deref() == Some("ClientIP")).then(|| {
         let configured = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref()?.timeout_seconds);
-        Duration::from_secs(configured.unwrap_or(DEFAULT).max(1) as u64)
+        Duration::from_secs(configured.unwrap_or(DEFAULT_AFFINITY_SECONDS).max(1) as u64)
     })
 }
 
-fn balancer_ips(service: &Service) -> Vec<Ipv4Addr> {
+/// The addresses at which the load balancer delivers packets as they came: none where it is a proxy.
+fn load_balancer_ips(service: &Service) -> Vec<IpAddr> {
     let ingress = service.status.as_ref().and_then(|status| status.load_balancer.as_ref()?.ingress.as_ref());
     let caught = ingress.into_iter().flatten().filter(|entry| entry.ip_mode.as_deref() != Some("Proxy"));
     caught.filter_map(|entry| entry.ip.as_deref()?.parse().ok()).collect()
 }
 
-fn parse_all(addresses: &[String]) -> Vec<Ipv4Addr> {
-    let parsed = addresses.iter().filter_map(|address| address.parse::<IpAddr>().ok());
-    parsed.filter_map(|address| if let IpAddr::V4(v4) = address { Some(v4) } else { None }).collect()
+fn allowed_sources(spec: &ServiceSpec, addresses: &[IpAddr], family: Family, node: &Node) -> Option<Vec<Cidr>> {
+    let ranges = spec.load_balancer_source_ranges.as_deref().unwrap_or_default();
+    let parsed = ranges.iter().filter_map(|range| range.trim().parse::<Cidr>().ok());
+    let mut allowed: Vec<Cidr> = parsed.filter(|range| range.family() == family).collect();
+    if addresses.is_empty() || allowed.is_empty() {
+        return None;
+    }
+    // Where the address is one of the node's own, the node's packets to it come from it.
+    if node.ips.iter().any(|ip| allowed.iter().any(|range| range.contains(*ip))) {
+        allowed.extend(addresses.iter().copied().map(Cidr::host));
+    }
+    Some(allowed)
 }
 
-fn parse_ranges(ranges: &[String]) -> Vec<(Ipv4Addr, u8)> {
-    let parse = |range: &String| {
-        let (base, prefix) = range.trim().split_once('/')?;
-        Some((base.parse().ok()?, prefix.parse().ok().filter(|prefix| *prefix <= 32)?))
-    };
-    ranges.iter().filter_map(parse).collect()
+fn parse_all(addresses: &[String]) -> Vec<IpAddr> {
+    addresses.iter().filter_map(|address| address.parse().ok()).collect()
 }
 
 #[cfg(test)]
@@ -266,22 +159,29 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::rules::{Change, RuleSet};
 
-    fn rules(spec: Value, endpoints: Value) -> ServiceRules {
-        let service = json!({ "metadata": { "name": "web", "namespace": "ns" }, "spec": spec });
+    fn merged(mut base: Value, more: &Value) -> Value {
+        base.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        base
+    }
+
+    fn rules_of(service: Value, endpoints: Value) -> Option<ServiceRules> {
         let slice = json!({
             "metadata": {}, "addressType": "IPv4", "endpoints": endpoints,
             "ports": [{ "name": "http", "port": 8080, "protocol": "TCP" }],
         });
-        let node = Node { name: "here".into() };
+        let node = Node { name: "here".into(), zone: None, ips: vec!["192.0.2.1".parse().unwrap()] };
         plan(&serde_json::from_value(service).unwrap(), &[Arc::new(serde_json::from_value(slice).unwrap())], &node)
     }
 
-    fn spec(more: Value) -> Value {
-        let mut spec =
-            json!({ "clusterIPs": ["10.43.0.5"], "ports": [{ "name": "http", "port": 80, "nodePort": 30080 }] });
-        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        spec
+    fn port_of(more: &Value, status: Value, endpoints: &Value) -> PortRules {
+        let spec = json!({ "type": "NodePort", "clusterIPs": ["10.43.0.5"],
+            "ports": [{ "name": "http", "port": 80, "nodePort": 30080 }] });
+        let service =
+            json!({ "metadata": { "name": "web", "namespace": "ns" }, "spec": merged(spec, more), "status": status });
+        let rules = rules_of(service, endpoints.clone()).unwrap();
+        PortRules::clone(rules.ports.values().next().unwrap())
     }
 
     fn endpoint(last: u8, node: &str, ready: bool, terminating: bool) -> Value {
@@ -291,64 +191,111 @@ mod tests {
         })
     }
 
-    /// Endpoints' last octets behind the cluster IP, behind the node port, and the masquerading there.
-    fn summary(rules: &ServiceRules) -> String {
-        let show = |action: &Action| match action {
-            Action::Balance(name) => {
-                let backend = &rules.backends[name];
-                let last: Vec<u8> = backend
-                    .endpoints
-                    .iter()
-                    .map(|(ip, port)| {
-                        assert_eq!(*port, 8080);
-                        ip.octets()[3]
-                    })
-                    .collect();
-                format!("{last:?} {:?}", backend.masquerade)
-            }
-            other => format!("{other:?}"),
-        };
-        let inside = &rules.addresses[&(Ipv4Addr::new(10, 43, 0, 5), Protocol::Tcp, 80)];
-        format!("{}; {}", show(inside), show(&rules.node_ports[&(Protocol::Tcp, 30080)]))
-    }
-
     #[test]
     fn policies_and_conditions() {
+        use Route::*;
         let two = json!([endpoint(2, "here", true, false), endpoint(3, "there", true, false)]);
         let away = json!([endpoint(3, "there", true, false)]);
         let leaving = json!([endpoint(2, "here", false, true), endpoint(3, "there", false, false)]);
-        let local = json!({ "externalTrafficPolicy": "Local" });
-        for (more, endpoints, expected) in [
-            (json!({}), &two, "[2, 3] OffCluster; [2, 3] Always"),
-            (local.clone(), &two, "[2, 3] OffCluster; [2] Never"),
-            (local.clone(), &away, "[3] OffCluster; Drop"),
-            (json!({ "internalTrafficPolicy": "Local" }), &two, "[2] OffCluster; [2, 3] Always"),
-            (json!({ "internalTrafficPolicy": "Local" }), &away, "Drop; [3] Always"),
-            (json!({}), &leaving, "[2] OffCluster; [2] Always"),
-            (local, &json!([]), "Reject; Reject"),
-            (json!({}), &json!([]), "Reject; Reject"),
+        let external = json!({ "externalTrafficPolicy": "Local" });
+        let internal = json!({ "internalTrafficPolicy": "Local" });
+        for (more, endpoints, routes, counts) in [
+            (&json!({}), &two, (Cluster, Cluster), (2, 0)),
+            (&external, &two, (Cluster, Local), (2, 1)),
+            (&external, &away, (Cluster, Drop), (1, 0)),
+            (&internal, &two, (Local, Cluster), (2, 1)),
+            (&internal, &away, (Drop, Cluster), (1, 0)),
+            (&json!({}), &leaving, (Cluster, Cluster), (1, 0)),
+            (&external, &leaving, (Cluster, Local), (1, 1)),
+            (&external, &json!([]), (Reject, Reject), (0, 0)),
         ] {
-            assert_eq!(summary(&rules(spec(more.clone()), endpoints.clone())), expected, "{more} {endpoints}");
+            let port = port_of(more, Value::Null, endpoints);
+            assert_eq!((port.internal, port.external), routes, "{more} {endpoints}");
+            assert_eq!((port.cluster.len(), port.local.len()), counts, "{more} {endpoints}");
         }
     }
 
     #[test]
-    fn what_has_no_address_has_no_rules() {
-        assert_eq!(
-            rules(json!({ "clusterIPs": ["None"], "ports": [{ "port": 80 }] }), json!([])),
-            ServiceRules::default()
-        );
-        assert_eq!(rules(json!({ "type": "ExternalName", "externalName": "x" }), json!([])), ServiceRules::default());
+    fn others_services_have_no_rules() {
+        for (labels, spec) in [
+            (json!({}), json!({ "clusterIP": "None", "clusterIPs": ["None"], "ports": [{ "port": 80 }] })),
+            (json!({}), json!({ "type": "ExternalName", "externalName": "x", "ports": [{ "port": 80 }] })),
+            (json!({ OTHER_PROXY_LABEL: "cilium" }), json!({ "clusterIP": "10.43.0.9", "ports": [{ "port": 80 }] })),
+        ] {
+            let service = json!({ "metadata": { "name": "web", "namespace": "ns", "labels": labels }, "spec": spec });
+            assert_eq!(rules_of(service, json!([])), None, "{spec}");
+        }
     }
 
     #[test]
-    fn affinity_and_external_addresses() {
-        let rules = rules(
-            spec(json!({ "sessionAffinity": "ClientIP", "externalIPs": ["192.0.2.7"] })),
-            json!([endpoint(2, "here", true, false)]),
+    fn load_balancers() {
+        let status = json!({ "loadBalancer": { "ingress": [
+            { "ip": "192.0.2.7" }, { "ip": "192.0.2.8", "ipMode": "Proxy" }, { "hostname": "x" }, { "ip": "2001:db8::1" }] } });
+        let spec = |ranges: Value| json!({ "type": "LoadBalancer", "loadBalancerSourceRanges": ranges });
+        let sources = |ranges| {
+            let port = port_of(&spec(ranges), status.clone(), &json!([]));
+            assert_eq!(port.load_balancer_ips, ["192.0.2.7".parse::<IpAddr>().unwrap()]);
+            port.allowed_sources.map(|sources| sources.len())
+        };
+        assert_eq!(sources(json!([])), None);
+        assert_eq!(sources(json!([" 198.51.100.0/24 ", "2001:db8::/32"])), Some(1));
+        assert_eq!(sources(json!(["192.0.2.0/24"])), Some(2), "the node is allowed, so is the address itself");
+        assert_eq!(port_of(&spec(json!(["192.0.2.0/24"])), Value::Null, &json!([])).allowed_sources, None);
+    }
+
+    #[test]
+    fn health_checks_count_ready_endpoints_here() {
+        let service = |policy: &str| {
+            json!({ "metadata": { "name": "web", "namespace": "ns" }, "spec": {
+                "type": "LoadBalancer", "clusterIPs": ["10.43.0.5"], "healthCheckNodePort": 31000,
+                "externalTrafficPolicy": policy, "ports": [{ "name": "http", "port": 80, "nodePort": 30080 }] } })
+        };
+        let endpoints = json!([
+            endpoint(2, "here", true, false),
+            endpoint(3, "there", true, false),
+            endpoint(4, "here", false, true)
+        ]);
+        let rules = rules_of(service("Local"), endpoints.clone()).unwrap();
+        assert_eq!(rules.health_check, Some(HealthCheck { port: 31000, local_endpoints: 1 }));
+        assert_eq!(rules_of(service("Cluster"), endpoints).unwrap().health_check, None);
+    }
+
+    #[test]
+    fn both_families_and_affinity() {
+        let service = json!({ "metadata": { "name": "web", "namespace": "ns" }, "spec": {
+            "clusterIP": "10.43.0.5", "clusterIPs": ["10.43.0.5", "fd43::5"], "sessionAffinity": "ClientIP",
+            "ports": [{ "name": "http", "port": 80 }, { "name": "http3", "port": 443, "protocol": "UDP" }] } });
+        let rules = rules_of(service, json!([endpoint(2, "here", true, false)])).unwrap();
+        let seen: Vec<(Family, &str, usize)> =
+            rules.ports.iter().map(|(name, port)| (name.family, &*name.port, port.cluster.len())).collect();
+        assert_eq!(
+            seen,
+            [
+                (Family::Ipv4, "http", 1),
+                (Family::Ipv4, "http3", 0),
+                (Family::Ipv6, "http", 0),
+                (Family::Ipv6, "http3", 0)
+            ]
         );
-        assert_eq!(rules.backends["svc-ns/web/tcp/80"].affinity, Some(Duration::from_secs(10_800)));
-        let external = &rules.addresses[&(Ipv4Addr::new(192, 0, 2, 7), Protocol::Tcp, 80)];
-        assert_eq!(*external, Action::Balance("ext-ns/web/tcp/80".into()));
+        assert!(rules.ports.values().all(|port| port.affinity == Some(Duration::from_secs(10_800))));
+    }
+
+    #[test]
+    fn only_what_differs_is_a_change() {
+        let service = |port: u16| {
+            let ports = json!([{ "name": "a", "port": 1 }, { "name": "b", "port": port }]);
+            let spec = json!({ "clusterIP": "10.43.0.5", "ports": ports });
+            rules_of(json!({ "metadata": { "name": "web", "namespace": "ns" }, "spec": spec }), json!([]))
+        };
+        let key: Arc<str> = "ns/web".into();
+        let mut set = RuleSet::default();
+        assert_eq!(set.put(&key, service(2)).len(), 2);
+        assert_eq!(set.put(&key, service(2)), []);
+        let [Change { name, old: Some(_), new: Some(_) }] = &set.put(&key, service(3))[..] else {
+            panic!("one change")
+        };
+        assert_eq!(name.port, "b");
+        assert!(set.put(&key, None).iter().all(|change| change.new.is_none()));
+        assert_eq!(set, RuleSet::default());
     }
 }
