@@ -10,6 +10,7 @@ mod config;
 mod hello;
 mod kubeconfig;
 mod logging;
+mod memory;
 mod sandbox;
 
 use std::process::ExitCode;
@@ -18,6 +19,7 @@ fn main() -> ExitCode {
     if let Some(never) = runtime::entrypoint(std::env::args_os()) {
         match never {}
     }
+    memory::configure();
     let arguments = match cli::parse() {
         Ok(arguments) => arguments,
         Err(error) => error.exit(),

@@ -169,9 +169,9 @@ pub fn kubelet_config(
 }
 
 pub fn proxy_config(name: &str, network: &NetworkOptions) -> anyhow::Result<proxy::Config> {
-    let pods = proxy::Cidr::parse_list(&network.cluster_cidr).context("--cluster-cidr")?;
-    let services = proxy::Cidr::parse_list(&network.service_cidr).context("--service-cidr")?;
-    Ok(proxy::Config { mode: network.proxy_mode.clone(), ..proxy::Config::new(name, pods, services) })
+    let cluster = network.cluster_cidr.parse().map_err(anyhow::Error::msg).context("--cluster-cidr")?;
+    let services = network.service_cidr.parse().map_err(anyhow::Error::msg).context("--service-cidr")?;
+    Ok(proxy::Config { mode: network.proxy_mode.clone(), ..proxy::Config::new(name, vec![cluster], vec![services]) })
 }
 
 fn dns_config(ip: Ipv4Addr, network: &NetworkOptions) -> anyhow::Result<dns::Config> {
