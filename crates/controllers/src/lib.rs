@@ -20,6 +20,7 @@ pub mod node_ipam;
 pub mod node_lifecycle;
 pub mod pod_gc;
 pub mod replicas;
+pub mod resource_quota;
 pub mod root_ca;
 pub mod service_account;
 pub mod stateful_set;
@@ -47,6 +48,7 @@ pub fn registry() -> Vec<Entry> {
         entry::<stateful_set::StatefulSetController>(),
         entry::<daemon_set::DaemonSetController>(),
         entry::<disruption::DisruptionController>(),
+        entry::<resource_quota::ResourceQuotaController>(),
         entry::<ttl_after_finished::TtlAfterFinished>(),
         entry::<endpoints::EndpointsController>(),
         entry::<endpointslice::EndpointSliceController>(),

@@ -12,6 +12,7 @@ mod facts;
 pub mod kinds;
 pub mod pod;
 pub mod print;
+pub mod quota;
 mod registry;
 mod resource;
 pub mod validate;

@@ -49,7 +49,7 @@ impl Clock {
                 }
                 return Some((*found, many));
             }
-            window = window * 4;
+            window *= 4;
         }
     }
 

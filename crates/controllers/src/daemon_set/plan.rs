@@ -121,8 +121,10 @@ fn place(view: &View, node: &str, fit: Fit, there: &[&Arc<Pod>], surges: bool, p
     plan.delete.extend(new.iter().skip(1).chain(old.iter().skip(1)).map(|pod| (*pod).clone()));
 }
 
+type Pair<'a> = (Option<&'a Arc<Pod>>, Option<&'a Arc<Pod>>);
+
 /// The new and the old pod of a node; None if the node is to be cleared up first.
-fn pair<'a>(view: &View, there: &[&'a Arc<Pod>]) -> Option<(Option<&'a Arc<Pod>>, Option<&'a Arc<Pod>>)> {
+fn pair<'a>(view: &View, there: &[&'a Arc<Pod>]) -> Option<Pair<'a>> {
     let standing = there.iter().copied().filter(|pod| !pods::is_terminating(pod));
     let (new, old): (Vec<_>, Vec<_>) = standing.partition(|pod| view.is_new(pod));
     (new.len() <= 1 && old.len() <= 1).then(|| (new.first().copied(), old.first().copied()))

@@ -3,6 +3,7 @@
 
 mod batch;
 mod collection;
+mod limits;
 mod namespaces;
 mod nodes;
 mod services;

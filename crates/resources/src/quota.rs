@@ -1,10 +1,14 @@
-//! What an object costs in each of the resources that a quota can limit, and which quotas count it.
+//! What an object costs in each of the resources that a quota can limit, and which quotas count it. Admission charges by
+//! it, the quota controller recounts by it.
+
+use std::collections::BTreeMap;
 
 use machinery::quantity::Quantity;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::admission::pod::{Amounts, items, pod_total, text};
+/// Amounts by resource name.
+pub type Amounts = BTreeMap<String, Quantity>;
 
 /// Kinds that can be limited by their bare plural, as before `count/` existed.
 const COUNTED: &[&str] = &[
@@ -27,7 +31,8 @@ pub fn delta(group: &str, plural: &str, new: &Value, old: Option<&Value>) -> Amo
     delta
 }
 
-fn usage(group: &str, plural: &str, object: &Value) -> Amounts {
+/// What an object costs while it is there.
+pub fn usage(group: &str, plural: &str, object: &Value) -> Amounts {
     let mut used = Amounts::new();
     let one = Quantity::new(1);
     let qualified = if group.is_empty() { plural.to_owned() } else { format!("{plural}.{group}") };
@@ -193,4 +198,41 @@ fn best_effort(spec: &Value) -> bool {
             .iter()
             .all(|list| ["cpu", "memory"].iter().all(|resource| container["resources"][*list][*resource].is_null()))
     })
+}
+
+/// The larger of all containers with sidecars together, and any init container with those before it.
+pub fn pod_total(pod: &Value, list: &str) -> Amounts {
+    let amounts = |container: &Value| Amounts::deserialize(&container["resources"][list]).unwrap_or_default();
+    let add = |sum: &mut Amounts, more: Amounts| {
+        more.into_iter().for_each(|(key, amount)| *sum.entry(key).or_insert(Quantity::new(0)) += amount);
+    };
+    let raise = |most: &mut Amounts, now: Amounts| {
+        for (key, amount) in now {
+            let entry = most.entry(key).or_insert(amount);
+            *entry = amount.max(*entry);
+        }
+    };
+    let (mut sidecars, mut peak) = (Amounts::new(), Amounts::new());
+    for container in items(&pod["spec"]["initContainers"]) {
+        let mut now = sidecars.clone();
+        add(&mut now, amounts(container));
+        if text(container, "restartPolicy") == "Always" {
+            sidecars = now.clone();
+        }
+        raise(&mut peak, now);
+    }
+    let mut total = sidecars;
+    items(&pod["spec"]["containers"]).for_each(|container| add(&mut total, amounts(container)));
+    raise(&mut total, peak);
+    total
+}
+
+/// The items of a list; none if it is absent.
+pub fn items(list: &Value) -> impl Iterator<Item = &Value> {
+    list.as_array().into_iter().flatten()
+}
+
+/// The text under a key; empty if it is absent.
+pub fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value.get(key).and_then(Value::as_str).unwrap_or_default()
 }

@@ -2,9 +2,7 @@
 //!
 //! The charge is a compare-and-swap of the quota's status, so that two servers cannot both take the
 //! last unit. What is charged for a write that then fails comes back when the quota controller
-//! recounts. [`usage`] says what an object costs.
-
-mod usage;
+//! recounts. [`resources::quota`] says what an object costs.
 
 use std::sync::Arc;
 
@@ -17,7 +15,7 @@ use tokio::sync::Semaphore;
 use super::pod::Amounts;
 use super::{Admission, AdmissionRequest, Operation};
 use crate::authn::lookup::{Lookup, RESOURCE_QUOTAS};
-use usage::Scoped;
+use resources::quota::{self as usage, Scoped};
 
 /// Conflicts with other servers before giving up; our own writes queue.
 const ATTEMPTS: usize = 10;
