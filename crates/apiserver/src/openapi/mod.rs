@@ -33,10 +33,13 @@ use crate::{
     respond::Answered,
 };
 
+/// Made at most once, whoever asks first.
+type Shared = Arc<OnceLock<Document>>;
+
 #[derive(Default)]
 pub struct OpenApi {
     /// By path below /openapi: at most one per group version, plus v2 in each encoding.
-    documents: Mutex<BTreeMap<(String, Encoding), Arc<OnceLock<Document>>>>,
+    documents: Mutex<BTreeMap<(String, Encoding), Shared>>,
 }
 
 struct Document {
