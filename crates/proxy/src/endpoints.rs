@@ -199,7 +199,8 @@ mod tests {
 
     #[test]
     fn conditions_policies_and_hints() {
-        let cases: &[(&[&str], &[u8], &[u8], bool)] = &[
+        type Case = (&'static [&'static str], &'static [u8], &'static [u8], bool);
+        let cases: &[Case] = &[
             (&[], &[], &[], false),
             (&["2@here:r", "3@there:r", "4@here:"], &[2, 3], &[2], true),
             (&["3@there:r"], &[3], &[], true),

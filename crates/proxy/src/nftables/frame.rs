@@ -25,6 +25,9 @@ const SERVICE_CIDRS: &str = "service-cidrs";
 /// Of rules that the kernel's own rewriting of destinations must come after or before.
 const DESTINATION_NAT: i32 = -100;
 const SOURCE_NAT: i32 = 100;
+/// The kernel checks an element of a map against each rule that looks it up, and finds a set by
+/// walking a list: with one map for all Services, or one for each, a full sync would be quadratic.
+const ENDPOINT_MAPS: u32 = 64;
 /// Remembered clients vanish after the time that the rule that remembers them says; this is of none.
 const AFFINITY_DEFAULT: Duration = Duration::from_secs(10_800);
 
@@ -43,8 +46,8 @@ pub(super) struct Frame {
     pub(super) cluster_ips: Set,
     /// Pairs of equal addresses: an endpoint that is sent to itself.
     pub(super) hairpin: Set,
-    /// List and number to an endpoint.
-    pub(super) endpoints: Set,
+    /// List and number to an endpoint; a list is in one of these maps.
+    endpoints: Vec<Set>,
     /// List and endpoint, of the lists with affinity.
     pub(super) sticky_endpoints: Set,
     /// Port (as the number of its first list) and client to the endpoint it had last.
@@ -69,7 +72,12 @@ impl Frame {
             firewall: Set::verdict_map(&table, "firewall", &place),
             cluster_ips: Set::new(&table, "cluster-ips", &[address]),
             hairpin: Set::new(&table, "hairpin", &[address, address]),
-            endpoints: Set::map(&table, "endpoints", &[KeyType::Integer; 2], &[address, KeyType::Port]),
+            endpoints: (0..ENDPOINT_MAPS)
+                .map(|n| {
+                    let name = format!("endpoints-{n}");
+                    Set::map(&table, &name, &[KeyType::Integer; 2], &[address, KeyType::Port])
+                })
+                .collect(),
             sticky_endpoints: Set::new(&table, "sticky-endpoints", &[KeyType::Integer, address, KeyType::Port]),
             clients: Set::map(&table, "clients", &[KeyType::Integer, address], &[address, KeyType::Port])
                 .timeout(AFFINITY_DEFAULT),
@@ -86,7 +94,7 @@ impl Frame {
     pub(super) fn write(&self, batch: &mut Batch) {
         batch.delete_table(&self.table);
         batch.add_table(&self.table);
-        for set in [
+        let sets = [
             &self.services,
             &self.node_ports,
             &self.no_endpoints,
@@ -94,12 +102,10 @@ impl Frame {
             &self.firewall,
             &self.cluster_ips,
             &self.hairpin,
-            &self.endpoints,
             &self.sticky_endpoints,
             &self.clients,
-        ] {
-            batch.add_set(set);
-        }
+        ];
+        sets.into_iter().chain(&self.endpoints).for_each(|set| batch.add_set(set));
         for chain in [SERVICES, CHECK, REJECT, SERVICE_CIDRS] {
             batch.add_chain(&Chain::regular(&self.table, chain));
         }
@@ -237,7 +243,7 @@ impl Frame {
         let choose = [
             number(0, list),
             expr::numgen(Numgen::Random, endpoints as u32, 1),
-            expr::lookup_map(&self.endpoints, 0, CHOSEN),
+            expr::lookup_map(self.endpoints(list), 0, CHOSEN),
         ];
         let Some(timeout) = affinity else { return vec![rule([&choose[..], &send])] };
         let client = [number(0, port), expr::source(self.family.into(), 1)];
@@ -253,6 +259,11 @@ impl Frame {
             rule([&choose[..], &client, &forget, &remember, &send]),
             rule([&choose[..], &send]),
         ]
+    }
+
+    /// The map that a list is in.
+    pub(super) fn endpoints(&self, list: u32) -> &Set {
+        &self.endpoints[(list / 2 % ENDPOINT_MAPS) as usize]
     }
 
     /// Registers of an address.

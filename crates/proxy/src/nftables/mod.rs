@@ -3,7 +3,7 @@
 //! A packet costs two map lookups however many Services there are, and a change costs the elements
 //! and the rules it touches, in one atomic batch. The table has a fixed number of sets, shared by
 //! all Services: the kernel finds sets by walking a list, so that a set for each Service (as
-//! anonymous maps in rules are) would make a full sync quadratic; its chains are hashed.
+//! anonymous maps in rules are) would make a full sync quadratic; chains are hashed.
 
 mod frame;
 mod render;

@@ -174,8 +174,8 @@ impl<'a> Edits<'a> {
             let (before, after) = (before.get(index), after.get(index));
             if before.map(|e| e.address) != after.map(|e| e.address) {
                 let element = |endpoint: &Endpoint| numbered(number, index as u32, endpoint.address);
-                self.deleted.extend(before.map(|endpoint| (&frame.endpoints, element(endpoint))));
-                self.added.extend(after.map(|endpoint| (&frame.endpoints, element(endpoint))));
+                self.deleted.extend(before.map(|endpoint| (frame.endpoints(number), element(endpoint))));
+                self.added.extend(after.map(|endpoint| (frame.endpoints(number), element(endpoint))));
             }
         }
         let sticky = |rendered: &Rendered| -> BTreeSet<SocketAddr> {
