@@ -1,3 +1,5 @@
+//! Server-side apply: ownership, conflicts, force, and what plain writes note of it.
+
 use super::*;
 
 const DEPLOYMENTS: &str = "/apis/apps/v1/namespaces/default/deployments";
