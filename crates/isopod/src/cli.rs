@@ -116,6 +116,16 @@ impl NetworkOptions {
         let range: network::Range = self.cluster_cidr.parse().context("--cluster-cidr")?;
         Ok((range.base, range.prefix))
     }
+
+    /// What would show only as a cluster that never becomes ready.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let ranges = self.service_cidr.split(',').filter_map(|text| text.trim().parse::<network::Range>().ok());
+        let inside = |range: network::Range| self.cluster_dns.to_bits() & range.mask() == range.base.to_bits();
+        if !ranges.into_iter().any(inside) {
+            anyhow::bail!("--cluster-dns {} is not in --service-cidr {}", self.cluster_dns, self.service_cidr);
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug, Args)]
@@ -227,4 +237,25 @@ pub fn parse() -> Result<Arguments, clap::Error> {
     crate::config::apply(&server.config, explicit, server_command)
         .map_err(|error| Arguments::command().error(clap::error::ErrorKind::ValueValidation, format!("{error:#}")))?;
     Arguments::try_parse_from(&arguments)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::{Arguments, Command};
+
+    #[test]
+    fn the_dns_address_is_one_of_the_service_range() {
+        for (flags, expected) in [
+            (&[][..], true),
+            (&["--cluster-dns", "1.2.3.4"], false),
+            (&["--service-cidr", "10.96.0.0/12"], false),
+            (&["--service-cidr", "10.96.0.0/12", "--cluster-dns", "10.96.0.10"], true),
+        ] {
+            let arguments = Arguments::try_parse_from(["isopod", "up"].iter().chain(flags)).unwrap();
+            let Command::Up(up) = arguments.command else { panic!("`up` was asked for") };
+            assert_eq!(up.network.check().is_ok(), expected, "{flags:?}");
+        }
+    }
 }

@@ -9,6 +9,7 @@ use crate::cli::Server;
 use crate::{cluster, logging};
 
 pub fn run(options: &Server, with_node: bool, verbose: u8) -> anyhow::Result<()> {
+    options.network.check()?;
     if with_node {
         preflight::node()?;
     }

@@ -37,12 +37,14 @@ struct Spec {
     verbose: u8,
     listener: RawFd,
     progress: RawFd,
+    lock: RawFd,
 }
 
 pub fn run(options: &Up, verbose: u8) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let sandbox = Sandbox::new(&options.name.name)?;
     preflight::node()?;
+    options.network.check()?;
     for archive in &options.image_archives {
         File::open(archive).with_context(|| format!("open image archive {}", archive.display()))?;
     }
@@ -67,6 +69,7 @@ pub fn run(options: &Up, verbose: u8) -> anyhow::Result<ExitCode> {
         verbose,
         listener: listener.as_raw_fd(),
         progress: progress_writer.as_raw_fd(),
+        lock: lock.as_raw_fd(),
     };
     let signals = block_signals()?;
     let inherited = [lock.as_fd(), listener.as_fd(), progress_writer.as_fd()];
@@ -228,8 +231,11 @@ pub fn cluster_process(spec: &Path) -> anyhow::Result<ExitCode> {
     let sandbox = Sandbox::new(&spec.name)?;
     logging::to_file(spec.verbose.max(1), &log_file(&sandbox))?;
     // SAFETY: the launcher left these descriptors open for this process and nothing else owns them.
-    let (listener, progress) = unsafe { (TcpListener::from_raw_fd(spec.listener), File::from_raw_fd(spec.progress)) };
-    for fd in [listener.as_fd(), progress.as_fd()] {
+    let (listener, progress, lock) = unsafe {
+        (TcpListener::from_raw_fd(spec.listener), File::from_raw_fd(spec.progress), File::from_raw_fd(spec.lock))
+    };
+    // The lock above all: shims outlive this process and must not keep the next one out.
+    for fd in [listener.as_fd(), progress.as_fd(), lock.as_fd()] {
         fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     }
     let progress = cluster::Progress::new(progress);

@@ -9,13 +9,12 @@ pub mod cleanup;
 mod lan;
 mod namespaces;
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 pub use namespaces::{Namespaces, in_network_namespace};
-use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 /// Runtime state of every throwaway cluster; a tmpfs on most machines.
@@ -93,21 +92,23 @@ impl Sandbox {
         fs::write(&path, serde_json::to_vec(state)?).with_context(|| format!("write {}", path.display()))
     }
 
-    /// Takes the cluster for this process and its children; the lock ends with the last of them.
-    pub fn lock(&self) -> anyhow::Result<Flock<File>> {
+    /// Takes the cluster for this process and its children. The lock ends when the last of them closes
+    /// the file; a guard that unlocks would end it for the main process when a detached launcher leaves.
+    pub fn lock(&self) -> anyhow::Result<File> {
         for dir in [&self.run_dir, &self.data_dir] {
             fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
         }
         let path = self.run_dir.join("lock");
         let file = File::options().create(true).truncate(false).write(true).open(&path)?;
-        Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
-            let pid = self.state().map_or(String::new(), |s| format!(" (pid {})", s.pid));
-            anyhow::anyhow!(
-                "cluster {:?} is already running{pid}; use it, or remove it with `isopod down --name {}`",
-                self.name,
-                self.name
-            )
-        })
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(TryLockError::WouldBlock) => {
+                let pid = self.state().map_or(String::new(), |s| format!(" (pid {})", s.pid));
+                let name = &self.name;
+                bail!("cluster {name:?} is already running{pid}; use it, or remove it with `isopod down --name {name}`")
+            }
+            Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", path.display())),
+        }
     }
 
     /// The pinned namespaces, made and wired up if this is the first start.
