@@ -17,7 +17,8 @@ pub enum KeyType {
     Port,
     /// A mark, in host byte order.
     Mark,
-    /// A plain number in host byte order, such as [`crate::expr::numgen`] makes.
+    /// A plain number in host byte order, such as [`crate::expr::numgen`] makes. In keys of several
+    /// fields use [`KeyType::Mark`]: `nft list` aborts at an integer there.
     Integer,
 }
 

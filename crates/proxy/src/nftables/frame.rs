@@ -28,6 +28,8 @@ const SOURCE_NAT: i32 = 100;
 /// The kernel checks an element of a map against each rule that looks it up, and finds a set by
 /// walking a list: with one map for all Services, or one for each, a full sync would be quadratic.
 const ENDPOINT_MAPS: u32 = 64;
+/// A plain number in a key of several fields: `nft list` aborts where such a field is an integer.
+const NUMBER: KeyType = KeyType::Mark;
 /// Remembered clients vanish after the time that the rule that remembers them says; this is of none.
 const AFFINITY_DEFAULT: Duration = Duration::from_secs(10_800);
 
@@ -75,11 +77,11 @@ impl Frame {
             endpoints: (0..ENDPOINT_MAPS)
                 .map(|n| {
                     let name = format!("endpoints-{n}");
-                    Set::map(&table, &name, &[KeyType::Integer; 2], &[address, KeyType::Port])
+                    Set::map(&table, &name, &[NUMBER; 2], &[address, KeyType::Port])
                 })
                 .collect(),
-            sticky_endpoints: Set::new(&table, "sticky-endpoints", &[KeyType::Integer, address, KeyType::Port]),
-            clients: Set::map(&table, "clients", &[KeyType::Integer, address], &[address, KeyType::Port])
+            sticky_endpoints: Set::new(&table, "sticky-endpoints", &[NUMBER, address, KeyType::Port]),
+            clients: Set::map(&table, "clients", &[NUMBER, address], &[address, KeyType::Port])
                 .timeout(AFFINITY_DEFAULT),
             cluster_cidrs: own(&config.cluster_cidrs),
             node_port_addresses: own(&config.node_port_addresses),
