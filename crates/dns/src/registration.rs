@@ -59,7 +59,7 @@ fn service(cluster_ip: Ipv4Addr) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": { "name": NAME, "labels": { "k8s-app": NAME, "kubernetes.io/name": "CoreDNS" } },
+        "metadata": { "name": NAME, "labels": { "k8s-app": NAME, "kubernetes.io/name": "CoreDNS", "kubernetes.io/cluster-service": "true" } },
         "spec": { "clusterIP": cluster_ip, "ports": [port("dns", "UDP"), port("dns-tcp", "TCP")] },
     })
 }

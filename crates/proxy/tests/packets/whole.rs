@@ -66,9 +66,11 @@ async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 /// An HTTP answer of the node's loopback interface.
 fn get(port: u16, path: &str) -> Result<String, ErrorKind> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).map_err(|error| error.kind())?;
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").unwrap();
+    // A server that closes its port resets whoever has just connected.
+    let request = format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).map_err(|error| error.kind())?;
     let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
+    stream.read_to_string(&mut text).map_err(|error| error.kind())?;
     Ok(text)
 }
 
