@@ -112,11 +112,6 @@ impl Batch {
         self.messages.is_empty()
     }
 
-    /// How many changes there are.
-    pub fn len(&self) -> usize {
-        self.messages.len()
-    }
-
     /// Puts another batch's changes after this one's. Neither may have anonymous sets, which are
     /// numbered within their batch.
     pub fn append(&mut self, other: Batch) {

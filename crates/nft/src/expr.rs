@@ -288,27 +288,15 @@ pub fn reject(family: crate::Family, how: Reject) -> Expr {
 /// Adds the key (and for maps the data) in registers to a dynamic set, or renews its timeout; what
 /// data there was stays. Goes no further if the set is full.
 pub fn update_set(set: &Set, key: Register, data: Option<Register>) -> Expr {
-    dynamic(set, DYNAMIC_UPDATE, key, data)
+    const UPDATE: u32 = 1;
+    let set = attributes().string(1, &set.name).optional(set.id, |a, id| a.u32(2, id));
+    let attributes = set.u32(3, UPDATE).u32(4, register(key));
+    Expr::new("dynset", attributes.optional(data, |a, data| a.u32(5, register(data))))
 }
 
 /// Like [`update_set`], with a timeout of the element's own.
 pub fn update_set_for(set: &Set, key: Register, data: Option<Register>, timeout: Duration) -> Expr {
     update_set(set, key, data).with(Some(timeout), |a, timeout| a.u64(6, timeout.as_millis() as u64))
-}
-
-/// Removes the key in registers from a dynamic set, if it is there. For maps the kernel wants a
-/// register of data too, which it does not look at.
-pub fn forget(set: &Set, key: Register, data: Option<Register>) -> Expr {
-    dynamic(set, DYNAMIC_DELETE, key, data)
-}
-
-const DYNAMIC_UPDATE: u32 = 1;
-const DYNAMIC_DELETE: u32 = 2;
-
-fn dynamic(set: &Set, operation: u32, key: Register, data: Option<Register>) -> Expr {
-    let set = attributes().string(1, &set.name).optional(set.id, |a, id| a.u32(2, id));
-    let attributes = set.u32(3, operation).u32(4, register(key));
-    Expr::new("dynset", attributes.optional(data, |a, data| a.u32(5, register(data))))
 }
 
 /// An interface name as the metadata registers hold it: 16 bytes, NUL-padded.

@@ -5,6 +5,9 @@
 //! destination is rewritten), the rewriting, the refusal of what was not rewritten (right after it,
 //! so that no route is needed and nothing can slip by), the masquerading.
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nft::expr::{self, Cmp, Ct, Meta, Numgen, Register, Reject, Verdict};
@@ -27,7 +30,7 @@ const DESTINATION_NAT: i32 = -100;
 const SOURCE_NAT: i32 = 100;
 /// The kernel checks an element of a map against each rule that looks it up, and finds a set by
 /// walking a list: with one map for all Services, or one for each, a full sync would be quadratic.
-const ENDPOINT_MAPS: u32 = 64;
+const PORTS_OF_A_MAP: u32 = 256;
 /// A plain number in a key of several fields: `nft list` aborts where such a field is an integer.
 const NUMBER: KeyType = KeyType::Mark;
 /// Remembered clients vanish after the time that the rule that remembers them says; this is of none.
@@ -48,16 +51,40 @@ pub(super) struct Frame {
     pub(super) cluster_ips: Set,
     /// Pairs of equal addresses: an endpoint that is sent to itself.
     pub(super) hairpin: Set,
-    /// List and number to an endpoint; a list is in one of these maps.
-    endpoints: Vec<Set>,
-    /// List and endpoint, of the lists with affinity.
-    pub(super) sticky_endpoints: Set,
-    /// Port (as the number of its first list) and client to the endpoint it had last.
+    /// For some ports each, maps from list and number to an endpoint. They are made as ports come.
+    lists: Vec<Lists>,
+    /// Endpoint (by its number) and client, of those that the client is to keep.
     clients: Set,
     cluster_cidrs: Vec<Cidr>,
     node_port_addresses: Vec<Cidr>,
     masquerade_all: bool,
     localhost: bool,
+}
+
+/// The maps that lists of endpoints are in.
+struct Lists {
+    /// To address and port.
+    endpoints: Set,
+    /// To the endpoint's chain, of ports with affinity.
+    sticky: Set,
+}
+
+/// What the rules of a port's chains refer to it by.
+#[derive(Clone)]
+pub(super) struct Port {
+    /// What its chains' names end in.
+    pub(super) base: Arc<str>,
+    /// Of two lists of endpoints.
+    pub(super) first_list: u32,
+    /// Numbers of the endpoints that clients are to keep.
+    pub(super) sticky: BTreeMap<SocketAddr, u32>,
+}
+
+impl Port {
+    /// The number of a balancing role's list.
+    pub(super) fn list(&self, role: Role) -> u32 {
+        self.first_list + u32::from(role == Role::Local)
+    }
 }
 
 impl Frame {
@@ -74,15 +101,8 @@ impl Frame {
             firewall: Set::verdict_map(&table, "firewall", &place),
             cluster_ips: Set::new(&table, "cluster-ips", &[address]),
             hairpin: Set::new(&table, "hairpin", &[address, address]),
-            endpoints: (0..ENDPOINT_MAPS)
-                .map(|n| {
-                    let name = format!("endpoints-{n}");
-                    Set::map(&table, &name, &[NUMBER; 2], &[address, KeyType::Port])
-                })
-                .collect(),
-            sticky_endpoints: Set::new(&table, "sticky-endpoints", &[NUMBER, address, KeyType::Port]),
-            clients: Set::map(&table, "clients", &[NUMBER, address], &[address, KeyType::Port])
-                .timeout(AFFINITY_DEFAULT),
+            lists: Vec::new(),
+            clients: Set::new(&table, "clients", &[NUMBER, address]).timeout(AFFINITY_DEFAULT),
             cluster_cidrs: own(&config.cluster_cidrs),
             node_port_addresses: own(&config.node_port_addresses),
             masquerade_all: config.masquerade_all,
@@ -93,7 +113,8 @@ impl Frame {
     }
 
     /// Everything, replacing whatever is there.
-    pub(super) fn write(&self, batch: &mut Batch) {
+    pub(super) fn write(&mut self, batch: &mut Batch) {
+        self.lists.clear();
         batch.delete_table(&self.table);
         batch.add_table(&self.table);
         let sets = [
@@ -104,10 +125,9 @@ impl Frame {
             &self.firewall,
             &self.cluster_ips,
             &self.hairpin,
-            &self.sticky_endpoints,
             &self.clients,
         ];
-        sets.into_iter().chain(&self.endpoints).for_each(|set| batch.add_set(set));
+        sets.into_iter().for_each(|set| batch.add_set(set));
         for chain in [SERVICES, CHECK, REJECT, SERVICE_CIDRS] {
             batch.add_chain(&Chain::regular(&self.table, chain));
         }
@@ -207,14 +227,61 @@ impl Frame {
         ranges.into_iter().map(|range| rule([&local[..], &elsewhere, &range])).collect()
     }
 
-    /// The rules of a chain of a port; `first_list` is the number of the port's first list.
-    pub(super) fn write_chain(&self, batch: &mut Batch, base: &str, role: Role, body: Body, first_list: u32) {
-        let chain = role.chain(base);
-        let goto = |role: Role| expr::verdict(&Verdict::Goto(role.chain(base)));
+    /// Makes the maps that a port's lists are in, unless they are there.
+    pub(super) fn make_lists(&mut self, batch: &mut Batch, port: &Port) {
+        let address = if self.family == Family::Ipv4 { KeyType::Ipv4 } else { KeyType::Ipv6 };
+        while self.lists.len() <= map_of(port.first_list) {
+            let name = |kind: &str| format!("{kind}-{}", self.lists.len());
+            let (key, place) = ([NUMBER; 2], [address, KeyType::Port]);
+            let lists = Lists {
+                endpoints: Set::map(&self.table, &name("endpoints"), &key, &place),
+                sticky: Set::verdict_map(&self.table, &name("sticky"), &key),
+            };
+            batch.add_set(&lists.endpoints);
+            batch.add_set(&lists.sticky);
+            self.lists.push(lists);
+        }
+    }
+
+    /// The map that a list is in.
+    pub(super) fn list(&self, number: u32, sticky: bool) -> &Set {
+        let lists = &self.lists[map_of(number)];
+        if sticky { &lists.sticky } else { &lists.endpoints }
+    }
+
+    /// The rules of a chain of a port.
+    pub(super) fn write_chain(&self, batch: &mut Batch, port: &Port, role: Role, body: Body) {
+        let chain = role.chain(&port.base);
+        let goto = |role: Role| expr::verdict(&Verdict::Goto(role.chain(&port.base)));
         let from_node = [expr::fib_saddr_type(0), expr::cmp(Cmp::Eq, 0, &expr::ADDRESS_LOCAL)];
         let rules: Vec<Vec<Expr>> = match body {
-            Body::Balance { endpoints, affinity } => {
-                self.balance(first_list, list_number(first_list, role), endpoints, affinity)
+            Body::Balance(endpoints) => {
+                let list = self.list(port.list(role), false);
+                let send = [expr::lookup_map(list, 0, 2), expr::dnat(self.family.into(), 2, Some(2 + self.words()))];
+                vec![rule([&choose(port.list(role), endpoints), &send])]
+            }
+            Body::BalanceSticky(endpoints) => {
+                let keep = endpoints
+                    .iter()
+                    .filter_map(|endpoint| Some((endpoint.address, *port.sticky.get(&endpoint.address)?)));
+                let keep = keep.map(|(address, number)| {
+                    let known = [expr::lookup(&self.clients, 0, false), goto(Role::Endpoint(address))];
+                    rule([&self.client_of(number), &known])
+                });
+                let any = [expr::lookup_verdict(self.list(port.list(role), true), 0)];
+                keep.chain([rule([&choose(port.list(role), endpoints.len()), &any])]).collect()
+            }
+            Body::Remember(timeout) => {
+                let Role::Endpoint(address) = role else { return };
+                // No more than so many are remembered; others are served all the same.
+                let number = port.sticky.get(&address);
+                let remember = number.map(|number| {
+                    rule([&self.client_of(*number), &[expr::update_set_for(&self.clients, 0, None, timeout)]])
+                });
+                let place =
+                    [expr::load_address(0, address.ip()), expr::load(self.words(), &address.port().to_be_bytes())];
+                let send = rule([&place, &[expr::dnat(self.family.into(), 0, Some(self.words()))]]);
+                remember.into_iter().chain([send]).collect()
             }
             // The endpoint may be on another node, whose reply must come back this way.
             Body::ThroughNode => vec![rule([&mark()[..], &[goto(Role::Cluster)]])],
@@ -234,38 +301,9 @@ impl Frame {
         rules.iter().for_each(|rule| batch.add_rule(&self.table, &chain, rule));
     }
 
-    /// A random number, mapped to an endpoint, becomes the destination. With affinity, first what the
-    /// client had last, if that is still in the list; and at last without, if no more clients can be
-    /// remembered.
-    fn balance(&self, port: u32, list: u32, endpoints: usize, affinity: Option<Duration>) -> Vec<Vec<Expr>> {
-        /// Where the chosen endpoint is; the register before it makes it a key.
-        const CHOSEN: Register = 8;
-        let number = |register, value: u32| expr::load(register, &value.to_ne_bytes());
-        let send = [expr::dnat(self.family.into(), CHOSEN, Some(CHOSEN + self.words()))];
-        let choose = [
-            number(0, list),
-            expr::numgen(Numgen::Random, endpoints as u32, 1),
-            expr::lookup_map(self.endpoints(list), 0, CHOSEN),
-        ];
-        let Some(timeout) = affinity else { return vec![rule([&choose[..], &send])] };
-        let client = [number(0, port), expr::source(self.family.into(), 1)];
-        let remember = [expr::update_set_for(&self.clients, 0, Some(CHOSEN), timeout)];
-        let known = [
-            expr::lookup_map(&self.clients, 0, CHOSEN),
-            number(CHOSEN - 1, list),
-            expr::lookup(&self.sticky_endpoints, CHOSEN - 1, false),
-        ];
-        let forget = [expr::forget(&self.clients, 0, Some(CHOSEN))];
-        vec![
-            rule([&client[..], &known, &remember, &send]),
-            rule([&choose[..], &client, &forget, &remember, &send]),
-            rule([&choose[..], &send]),
-        ]
-    }
-
-    /// The map that a list is in.
-    pub(super) fn endpoints(&self, list: u32) -> &Set {
-        &self.endpoints[(list / 2 % ENDPOINT_MAPS) as usize]
+    /// The key of an endpoint's client.
+    fn client_of(&self, endpoint: u32) -> [Expr; 2] {
+        [expr::load(0, &endpoint.to_ne_bytes()), expr::source(self.family.into(), 1)]
     }
 
     /// Registers of an address.
@@ -292,9 +330,14 @@ impl Frame {
     }
 }
 
-/// The number of a balancing role's list.
-pub(super) fn list_number(first_list: u32, role: Role) -> u32 {
-    first_list + u32::from(role == Role::Local)
+/// The key of a random endpoint of a list.
+fn choose(list: u32, endpoints: usize) -> [Expr; 2] {
+    [expr::load(0, &list.to_ne_bytes()), expr::numgen(Numgen::Random, endpoints as u32, 1)]
+}
+
+/// Which of the maps a list is in.
+fn map_of(list: u32) -> usize {
+    (list / 2 / PORTS_OF_A_MAP) as usize
 }
 
 /// Compares the loaded address's network with the range.

@@ -3,7 +3,7 @@
 //! states is the difference between two renderings.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::cidr::Cidr;
@@ -38,17 +38,23 @@ pub(super) enum Role {
     Local,
     External,
     Firewall,
+    /// With affinity, there is one for each endpoint of either list.
+    Endpoint(SocketAddr),
 }
 
 impl Role {
     pub(super) fn chain(self, base: &str) -> String {
-        let role = match self {
-            Role::Cluster => "cluster",
-            Role::Local => "local",
-            Role::External => "external",
-            Role::Firewall => "firewall",
-        };
-        format!("{role}/{base}")
+        match self {
+            Role::Cluster => format!("cluster/{base}"),
+            Role::Local => format!("local/{base}"),
+            Role::External => format!("external/{base}"),
+            Role::Firewall => format!("firewall/{base}"),
+            // nft reads no colons in names.
+            Role::Endpoint(SocketAddr::V4(v4)) => format!("endpoint/{base}/{}/{}", v4.ip(), v4.port()),
+            Role::Endpoint(SocketAddr::V6(v6)) => {
+                format!("endpoint/{base}/{}/{}", v6.ip().to_string().replace(':', "."), v6.port())
+            }
+        }
     }
 }
 
@@ -56,10 +62,11 @@ impl Role {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Body<'a> {
     /// To one of so many endpoints of the role's list.
-    Balance {
-        endpoints: usize,
-        affinity: Option<Duration>,
-    },
+    Balance(usize),
+    /// To the endpoint that the client had last, or to any of the role's list.
+    BalanceSticky(&'a [Endpoint]),
+    /// To one endpoint, which the client keeps for so long.
+    Remember(Duration),
     /// To the cluster's endpoints, by way of this node.
     ThroughNode,
     /// Clients in the cluster to the cluster's endpoints, others to those of this node if there are any.
@@ -84,7 +91,7 @@ impl<'a> Rendered<'a> {
         match role {
             Role::Cluster => self.cluster,
             Role::Local => self.local,
-            Role::External | Role::Firewall => &[],
+            Role::External | Role::Firewall | Role::Endpoint(_) => &[],
         }
     }
 }
@@ -152,8 +159,12 @@ impl<'a> Rendered<'a> {
         for role in [Role::Cluster, Role::Local] {
             let list = self.list(role);
             if !list.is_empty() {
-                let body = Body::Balance { endpoints: list.len(), affinity: rules.affinity };
+                let body = if self.affinity { Body::BalanceSticky(list) } else { Body::Balance(list.len()) };
                 self.chains.insert(role, body);
+                let sticky = list
+                    .iter()
+                    .filter_map(|endpoint| Some((Role::Endpoint(endpoint.address), Body::Remember(rules.affinity?))));
+                self.chains.extend(sticky);
                 let near = list.iter().filter(|endpoint| endpoint.near);
                 self.slots.extend(near.map(|endpoint| (Slot::Hairpin(endpoint.address.ip()), Action::Present)));
             }

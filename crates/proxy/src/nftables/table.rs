@@ -2,16 +2,16 @@
 //! ports have, which chains wait to be deleted.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nft::{Batch, Chain, Element, Set, Socket, Verdict};
 
-use super::frame::{Frame, list_number, reject_chain};
+use super::frame::{Frame, Port, reject_chain};
 use super::render::{Action, Rendered, Role, Slot, render};
 use crate::Config;
-use crate::rules::{Change, Changes, Endpoint, Family, PortName, Protocol};
+use crate::rules::{Change, Changes, Family, PortName, Protocol};
 
 /// Before Linux 6.2 a chain counts as used for a moment after the last map entry that led to it.
 const CHAIN_REST: Duration = Duration::from_secs(1);
@@ -19,7 +19,7 @@ const CHAIN_REST: Duration = Duration::from_secs(1);
 pub(super) struct FamilyTable {
     frame: Frame,
     ports: HashMap<PortName, Port>,
-    next_list: u32,
+    numbers: Numbers,
     /// In the order in which they came; the first is in force. Two Services may ask for one external
     /// IP and port, and neither may break the other's batch.
     claims: HashMap<Slot, Vec<Claim>>,
@@ -27,12 +27,27 @@ pub(super) struct FamilyTable {
     retired: HashMap<String, Instant>,
 }
 
-#[derive(Clone)]
-struct Port {
-    /// What its chains' names end in.
-    base: Arc<str>,
-    /// Of two lists of endpoints.
-    first_list: u32,
+/// Of lists, which come in pairs and are given again, and of endpoints that clients keep, which are
+/// not, so that none inherits another's clients.
+#[derive(Default)]
+struct Numbers {
+    next_list: u32,
+    free_lists: Vec<u32>,
+    next_sticky: u32,
+}
+
+impl Numbers {
+    fn list(&mut self) -> u32 {
+        self.free_lists.pop().unwrap_or_else(|| {
+            self.next_list += 2;
+            self.next_list - 2
+        })
+    }
+
+    fn sticky(&mut self) -> u32 {
+        self.next_sticky = self.next_sticky.wrapping_add(1);
+        self.next_sticky
+    }
 }
 
 #[derive(Clone)]
@@ -65,7 +80,7 @@ impl FamilyTable {
         FamilyTable {
             frame: Frame::new(family, config),
             ports: HashMap::new(),
-            next_list: 0,
+            numbers: Numbers::default(),
             claims: HashMap::new(),
             retired: HashMap::new(),
         }
@@ -76,7 +91,7 @@ impl FamilyTable {
         self.ports.clear();
         self.claims.clear();
         self.retired.clear();
-        self.next_list = 0;
+        self.numbers = Numbers::default();
         self.frame.write(batch);
     }
 
@@ -94,17 +109,24 @@ impl FamilyTable {
 
     /// Adds to the batch what leads from the last state to the next.
     pub(super) fn change(&mut self, batch: &mut Batch, changes: &Changes) {
-        let FamilyTable { frame, ports, next_list, claims, retired } = self;
-        let mut edits = Edits::default();
-        for change in changes.ports.iter().filter(|change| change.name.family == frame.family) {
-            let port = ports.entry(change.name.clone()).or_insert_with(|| {
-                *next_list = next_list.wrapping_add(2);
-                Port { base: base(&change.name), first_list: *next_list }
+        let FamilyTable { frame, ports, numbers, claims, retired } = self;
+        let family = frame.family;
+        let own = || changes.ports.iter().filter(move |change| change.name.family == family);
+        for change in own() {
+            let port = ports.entry(change.name.clone()).or_insert_with(|| Port {
+                base: base(&change.name),
+                first_list: numbers.list(),
+                sticky: BTreeMap::new(),
             });
-            edits.port(frame, claims, retired, port, change);
-            if change.new.is_none() {
-                ports.remove(&change.name);
-            }
+            frame.make_lists(batch, port);
+        }
+        let mut edits = Edits::default();
+        for change in own() {
+            let Some(port) = ports.get_mut(&change.name) else { continue };
+            edits.port(frame, claims, retired, numbers, port, change);
+        }
+        for change in own().filter(|change| change.new.is_none()) {
+            numbers.free_lists.extend(ports.remove(&change.name).map(|port| port.first_list));
         }
         edits.settle(frame, claims);
         edits.write(batch, frame);
@@ -120,7 +142,8 @@ impl<'a> Edits<'a> {
         frame: &'a Frame,
         claims: &mut HashMap<Slot, Vec<Claim>>,
         retired: &mut HashMap<String, Instant>,
-        port: &Port,
+        numbers: &mut Numbers,
+        port: &mut Port,
         change: &Change,
     ) {
         let protocol = change.name.protocol;
@@ -137,7 +160,13 @@ impl<'a> Edits<'a> {
             }
         }
         for role in [Role::Cluster, Role::Local] {
-            self.list(frame, list_number(port.first_list, role), role, &old, &new);
+            self.list(frame, port, role, &old, &new);
+        }
+        port.sticky.retain(|address, _| new.chains.contains_key(&Role::Endpoint(*address)));
+        for role in new.chains.keys() {
+            if let Role::Endpoint(address) = role {
+                port.sticky.entry(*address).or_insert_with(|| numbers.sticky());
+            }
         }
         for role in old.chains.keys().filter(|role| !new.chains.contains_key(*role)) {
             let name = role.chain(&port.base);
@@ -157,7 +186,7 @@ impl<'a> Edits<'a> {
                     self.chains.add_chain(&Chain::regular(&frame.table, &name));
                 }
             }
-            frame.write_chain(&mut self.rules, &port.base, *role, *body, port.first_list);
+            frame.write_chain(&mut self.rules, port, *role, *body);
         }
     }
 
@@ -168,24 +197,27 @@ impl<'a> Edits<'a> {
     }
 
     /// The difference between two lists of endpoints.
-    fn list(&mut self, frame: &'a Frame, number: u32, role: Role, old: &Rendered, new: &Rendered) {
-        let (before, after) = (old.list(role), new.list(role));
-        for index in 0..before.len().max(after.len()) {
-            let (before, after) = (before.get(index), after.get(index));
-            if before.map(|e| e.address) != after.map(|e| e.address) {
-                let element = |endpoint: &Endpoint| numbered(number, index as u32, endpoint.address);
-                self.deleted.extend(before.map(|endpoint| (frame.endpoints(number), element(endpoint))));
-                self.added.extend(after.map(|endpoint| (frame.endpoints(number), element(endpoint))));
+    fn list(&mut self, frame: &'a Frame, port: &Port, role: Role, old: &Rendered, new: &Rendered) {
+        let number = port.list(role);
+        let entry = |rendered: &Rendered, index: usize| {
+            let address = rendered.list(role).get(index)?.address;
+            Some((rendered.affinity, address))
+        };
+        let element = |index: usize, (sticky, address)| {
+            let key = Element::key(&[&number.to_ne_bytes(), &(index as u32).to_ne_bytes()]);
+            let element = match sticky {
+                true => key.verdict(Verdict::Goto(Role::Endpoint(address).chain(&port.base))),
+                false => key.value(&[&octets(address.ip()), &address.port().to_be_bytes()]),
+            };
+            (frame.list(number, sticky), element)
+        };
+        for index in 0..old.list(role).len().max(new.list(role).len()) {
+            let (before, after) = (entry(old, index), entry(new, index));
+            if before != after {
+                self.deleted.extend(before.map(|entry| element(index, entry)));
+                self.added.extend(after.map(|entry| element(index, entry)));
             }
         }
-        let sticky = |rendered: &Rendered| -> BTreeSet<SocketAddr> {
-            let list = if rendered.affinity { rendered.list(role) } else { &[] };
-            list.iter().map(|endpoint| endpoint.address).collect()
-        };
-        let (before, after) = (sticky(old), sticky(new));
-        let element = |address: &SocketAddr| (&frame.sticky_endpoints, member(number, *address));
-        self.deleted.extend(before.difference(&after).map(element));
-        self.added.extend(after.difference(&before).map(element));
     }
 
     /// From claims to entries.
@@ -249,17 +281,6 @@ fn element<'a>(frame: &'a Frame, slot: Slot, claim: &Claim) -> (&'a Set, Element
         Action::Reject => element.verdict(reject_chain()),
     };
     (set, element)
-}
-
-/// An entry of the endpoints' map.
-fn numbered(list: u32, index: u32, address: SocketAddr) -> Element {
-    let key = Element::key(&[&list.to_ne_bytes(), &index.to_ne_bytes()]);
-    key.value(&[&octets(address.ip()), &address.port().to_be_bytes()])
-}
-
-/// An entry of the set of endpoints that clients may keep.
-fn member(list: u32, address: SocketAddr) -> Element {
-    Element::key(&[&list.to_ne_bytes(), &octets(address.ip()), &address.port().to_be_bytes()])
 }
 
 fn octets(address: IpAddr) -> Vec<u8> {

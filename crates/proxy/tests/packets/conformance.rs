@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind::{ConnectionRefused, TimedOut, WouldBlock};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use proxy::Config;
 use proxy::applier::{Applier, MODES, Mode};
@@ -286,7 +287,7 @@ fn affinity_ends_with_its_time() {
         );
         let first = client.inside(|| ask(SERVICE, 80)).unwrap();
         let timer = udp_client(LOCALHOST, 9);
-        timer.set_read_timeout(Some(std::time::Duration::from_millis(1300))).unwrap();
+        timer.set_read_timeout(Some(Duration::from_millis(1300))).unwrap();
         // Each time after the client was forgotten, so that it moves with even odds.
         let moved = (0..30).any(|_| {
             let _ = timer.recv(&mut [0]);
@@ -346,5 +347,42 @@ fn two_services_with_one_address_do_not_break_each_other() {
         proxy.put("second", None, &[]);
         proxy.put("second", at("10.43.0.6"), &pods([2]));
         assert_eq!(seen(), [(2, 10)].into());
+    });
+}
+
+/// What operators look at first must not lie, nor crash their program.
+#[test]
+fn nft_lists_the_rules() {
+    on_a_node(|| {
+        let (_a, client) = (Machine::pod(2), Machine::pod(9));
+        let mut proxy = Proxy::new(&MODES[0], &config());
+        proxy.put(
+            "web",
+            web(json!({ "type": "NodePort", "ports": ports(Some(30080)), "sessionAffinity": "ClientIP" })),
+            &pods([2]),
+        );
+        proxy.put("plain", web(json!({ "clusterIPs": ["10.43.0.6"] })), &pods([2, 3]));
+        client.inside(|| ask(SERVICE, 80)).unwrap();
+        let listing = nft(&["list", "ruleset"]).split_whitespace().collect::<Vec<_>>().join(" ");
+        for expected in [
+            "10.43.0.5 . tcp . 80 : goto cluster/ns/web/tcp/tcp",
+            "udp . 30080 : goto external/ns/web/udp/udp",
+            ": 10.42.0.3 . 8080",
+            "0x00000001 . 10.42.0.9 expires",
+            "chain cluster/ns/web/tcp/tcp {",
+            "dnat to 10.42.0.2:8080",
+            "numgen random mod 2 map @endpoints-0",
+            "fd43::5 . tcp . 80 : goto cluster/ns/web/tcp/tcp",
+        ] {
+            assert!(listing.contains(expected), "{expected:?} is not in\n{listing}");
+        }
+        // Nothing is left of Services that have gone, once their chains have rested.
+        proxy.put("web", None, &[]);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while nft(&["list", "table", "ip", "isopod-proxy"]).contains("ns/web") {
+            assert!(Instant::now() < deadline, "chains of a former Service are left");
+            proxy.put("plain", None, &[]);
+            proxy.put("plain", web(json!({})), &pods([2]));
+        }
     });
 }
