@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use crate::conformance::config;
-use crate::lab::{Machine, ask, exchange, on_a_node, udp_client};
+use crate::lab::{Machine, ask, exchange, knock, nft, on_a_node, udp_client};
 
 const SERVICE: Ipv4Addr = Ipv4Addr::new(10, 43, 0, 5);
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -134,12 +134,15 @@ async fn scenario() {
     assert!(metrics.contains("kubeproxy_sync_proxy_rules_failures_total 0"), "{metrics}");
     assert!(get(proxy::METRICS_PORT, "/proxyMode").unwrap().ends_with("nftables"));
 
+    // Whoever meddles with the rules: the next change finds out, and all are written anew.
+    tokio::task::block_in_place(|| nft(&["flush", "ruleset"]));
+    slices.patch("web-1", &PatchParams::default(), &Patch::Merge(slice(&[2]))).await.unwrap();
+    eventually("the rules are back", || client.inside(|| knock(SERVICE, 80)).as_deref() == Ok("2 sees 10.42.0.9"))
+        .await;
+
     services.delete("web", &Default::default()).await.unwrap();
     eventually("the load balancer's port is closed", || get(31000, "/") == Err(ErrorKind::ConnectionRefused)).await;
-    eventually("the address is nobody's", || {
-        client.inside(|| crate::lab::knock(SERVICE, 80)) == Err(ErrorKind::TimedOut)
-    })
-    .await;
+    eventually("the address is nobody's", || client.inside(|| knock(SERVICE, 80)) == Err(ErrorKind::TimedOut)).await;
     shutdown.cancel();
     proxy.await.unwrap().unwrap();
     server.shutdown().await;
