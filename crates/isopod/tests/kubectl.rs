@@ -166,10 +166,8 @@ fn mistakes_are_explained_as_upstream_does() {
         "--",
         "no-such-command",
     ]);
-    let failed = cluster.wait(&["pod", "nocommand"], |p| p["status"]["phase"] == "Failed");
-    let message = failed["status"]["containerStatuses"][0]["state"]["terminated"]["message"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned();
-    assert!(message.contains("executable file not found in $PATH"), "{message}");
+    cluster.wait(&["pod", "nocommand"], |p| {
+        let message = p["status"]["containerStatuses"][0]["state"]["terminated"]["message"].as_str();
+        p["status"]["phase"] == "Failed" && message.is_some_and(|m| m.contains("executable file not found in $PATH"))
+    });
 }
