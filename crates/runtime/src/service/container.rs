@@ -101,8 +101,8 @@ impl Runtime {
                 (record.finished_at, record.exit_code) = (now(), START_FAILED);
                 (record.reason, record.message) = ("StartError".into(), format!("{error:#}"));
             });
-            container.exited.send_replace(true);
             self.publish(&container.id, &record.pod, ContainerEventType::ContainerStoppedEvent);
+            container.exited.send_replace(true);
             return Err(error);
         }
         self.publish(&container.id, &record.pod, ContainerEventType::ContainerStartedEvent);
@@ -181,8 +181,9 @@ impl Runtime {
             }
             .into();
         });
-        container.exited.send_replace(true);
+        // Told before anybody who waits for the exit can remove the container.
         self.publish(id, &container.record().pod, ContainerEventType::ContainerStoppedEvent);
+        container.exited.send_replace(true);
         // In a shared pid namespace the init's children outlive it otherwise.
         let runtime = self.clone();
         tokio::spawn(async move {
@@ -227,6 +228,9 @@ impl Runtime {
         let _turn = container.turn.lock().await;
         self.kill_container(&container).await?;
         let record = container.record();
+        if record.finished_at > 0 {
+            container.wait_for_exit().await;
+        }
         let state = self.pod_state(&record.pod);
         if record.started_at > 0 {
             let _ = call(&state, &Request::Remove { container: record.id.clone() }).await; // the shim may be gone
