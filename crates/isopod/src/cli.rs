@@ -128,6 +128,47 @@ impl NetworkOptions {
     }
 }
 
+/// When a node runs short, and what it does about it.
+#[derive(Clone, Debug, Args, serde::Serialize, serde::Deserialize)]
+pub struct NodeOptions {
+    /// Evict pods, and take no more, when less than this is left: SIGNAL<VALUE, of memory.available,
+    /// nodefs.available, nodefs.inodesFree, imagefs.available, imagefs.inodesFree, pid.available.
+    #[arg(long, env = "ISOPOD_EVICTION_HARD", value_name = "SIGNAL<VALUE,...", default_value = kubelet::Eviction::HARD)]
+    pub eviction_hard: String,
+    /// Remove unused images above this percentage of the disk; 100 never does.
+    #[arg(long, env = "ISOPOD_IMAGE_GC_HIGH_THRESHOLD", default_value_t = 85, value_name = "PERCENT",
+        value_parser = clap::value_parser!(u64).range(0..=100))]
+    pub image_gc_high_threshold: u64,
+    /// Remove no more of them below this one.
+    #[arg(long, env = "ISOPOD_IMAGE_GC_LOW_THRESHOLD", default_value_t = 80, value_name = "PERCENT",
+        value_parser = clap::value_parser!(u64).range(0..=100))]
+    pub image_gc_low_threshold: u64,
+}
+
+impl NodeOptions {
+    /// For clusters on a developer's machine: its disk may be full, its images are nobody's to remove.
+    pub fn throwaway() -> NodeOptions {
+        NodeOptions {
+            eviction_hard: kubelet::Eviction::HARD_WITHOUT_DISK.into(),
+            image_gc_high_threshold: 100,
+            image_gc_low_threshold: 80,
+        }
+    }
+
+    pub fn apply(&self, config: &mut kubelet::Config) -> anyhow::Result<()> {
+        config.eviction = kubelet::Eviction::parse(&self.eviction_hard).map_err(anyhow::Error::msg)?;
+        if self.image_gc_low_threshold >= self.image_gc_high_threshold {
+            anyhow::bail!(
+                "--image-gc-low-threshold {} must be below --image-gc-high-threshold {}",
+                self.image_gc_low_threshold,
+                self.image_gc_high_threshold
+            );
+        }
+        (config.image_gc.high, config.image_gc.low) = (self.image_gc_high_threshold, self.image_gc_low_threshold);
+        Ok(())
+    }
+}
+
 #[derive(Debug, Args)]
 pub struct Server {
     /// Read settings from this YAML file; its keys are the flags' names.
@@ -155,6 +196,8 @@ pub struct Server {
     pub write_kubeconfig: Option<PathBuf>,
     #[command(flatten)]
     pub network: NetworkOptions,
+    #[command(flatten)]
+    pub node: NodeOptions,
 }
 
 #[derive(Debug, Args)]
@@ -193,6 +236,8 @@ pub struct Kubelet {
     pub client_ca_file: Option<PathBuf>,
     #[command(flatten)]
     pub network: NetworkOptions,
+    #[command(flatten)]
+    pub node: NodeOptions,
 }
 
 #[derive(Debug, Args)]

@@ -1,5 +1,6 @@
 //! Settings of one kubelet, with upstream's defaults.
 
+use crate::eviction::Eviction;
 use k8s_openapi::api::core::v1::Taint;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -43,7 +44,8 @@ pub struct Config {
     pub node_status_report: Duration,
     pub lease_interval: Duration,
     pub lease_seconds: i32,
-    /// Image garbage collection begins above `high` percent of the disk and ends below `low`.
+    pub eviction: Eviction,
+    /// Image garbage collection begins above `high` percent of the disk and ends below `low`; at 100 never.
     pub image_gc: ImageGc,
     pub log_max_bytes: u64,
     pub log_max_files: usize,
@@ -100,6 +102,7 @@ impl Config {
             node_status_report: Duration::from_secs(300),
             lease_interval: Duration::from_secs(10),
             lease_seconds: 40,
+            eviction: Eviction::default(),
             image_gc: ImageGc {
                 high: 85,
                 low: 80,

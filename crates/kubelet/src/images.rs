@@ -207,7 +207,7 @@ impl Images {
         let mount = info.image_filesystems.first().and_then(|fs| fs.fs_id.clone()).unwrap_or_default().mountpoint;
         let Some((capacity, available)) = disk(&mount) else { return Ok(0) };
         let used_bytes = capacity.saturating_sub(available);
-        if capacity == 0 || used_bytes * 100 / capacity < gc.high {
+        if capacity == 0 || gc.high >= 100 || used_bytes * 100 / capacity < gc.high {
             return Ok(0);
         }
         let mut excess = used_bytes.saturating_sub(capacity * gc.low / 100);

@@ -15,6 +15,7 @@ mod convert;
 mod cri_client;
 mod dns;
 mod env;
+mod eviction;
 pub mod fake_cri;
 mod fields;
 mod housekeeping;
@@ -39,6 +40,7 @@ mod volume;
 mod worker;
 
 pub use config::{Config, ImageGc, Server};
+pub use eviction::Eviction;
 
 use crate::cri_client::Cri;
 use crate::images::Images;

@@ -5,6 +5,7 @@
 
 use crate::config::Config;
 use crate::cri_client::Cri;
+use crate::eviction::{self, signals::Levels, threshold::Signal};
 use crate::images;
 use crate::pods::Pods;
 use crate::resources::Quantities;
@@ -23,6 +24,7 @@ use kube::api::{Patch, PatchParams, PostParams};
 use machinery::quantity::Quantity as Amount;
 use serde_json::json;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -215,17 +217,23 @@ async fn health(config: &Config, cri: &Cri) -> Health {
             }
         }
     }
-    let (total, available) = disk(config);
-    let pid_max: u64 = read("/proc/sys/kernel/pid_max").parse().unwrap_or(u64::MAX);
-    let running =
-        read("/proc/loadavg").split_whitespace().nth(3).and_then(|field| field.split('/').nth(1)?.parse().ok());
+    let short = eviction::signals::met(&config.eviction, &levels(config, cri).await);
+    let any = |signals: &[Signal]| signals.iter().any(|signal| short.contains(signal));
+    use Signal::{
+        ImagefsAvailable, ImagefsInodesFree, MemoryAvailable, NodefsAvailable, NodefsInodesFree, PidAvailable,
+    };
     Health {
         complaints,
-        // Upstream's hard eviction thresholds: 100 MiB of memory, 10 % of the disk.
-        memory_pressure: memory_kib("MemAvailable") < 100 << 10,
-        disk_pressure: total > 0 && available * 10 < total,
-        pid_pressure: running.unwrap_or(0u64) * 10 > pid_max.saturating_mul(9),
+        memory_pressure: any(&[MemoryAvailable]),
+        disk_pressure: any(&[NodefsAvailable, NodefsInodesFree, ImagefsAvailable, ImagefsInodesFree]),
+        pid_pressure: any(&[PidAvailable]),
     }
+}
+
+async fn levels(config: &Config, cri: &Cri) -> Levels {
+    let info = cri.image_fs_info(v1::ImageFsInfoRequest {}).await.unwrap_or_default();
+    let mount = info.image_filesystems.first().and_then(|fs| fs.fs_id.clone()).map(|id| PathBuf::from(id.mountpoint));
+    eviction::signals::measure(&config.root_dir, mount.as_deref().unwrap_or(&config.root_dir))
 }
 
 /// The whole status of the node.

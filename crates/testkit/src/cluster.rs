@@ -35,6 +35,7 @@ impl Cluster {
 
     /// `isopod up --detach`; also starts it again.
     pub fn up(&self, archives: &[&Path]) {
+        crate::machine::preflight();
         let mut command = self.isopod(&["up", "--detach"]);
         command.arg("--kubeconfig").arg(&self.kubeconfig);
         for archive in archives {

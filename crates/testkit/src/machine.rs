@@ -3,6 +3,23 @@
 use std::collections::BTreeSet;
 use std::fs;
 
+use nix::sys::statvfs::statvfs;
+
+/// Images, stores and logs of a few clusters at a time.
+const NEEDED_DISK_BYTES: u64 = 1 << 30;
+
+/// Fails, naming what is lacking, where every cluster would fail for it in its own obscure way.
+pub(crate) fn preflight() {
+    let disk = statvfs("/var/lib").expect("look at the file system of /var/lib");
+    let available = disk.blocks_available() * disk.fragment_size();
+    assert!(
+        available >= NEEDED_DISK_BYTES,
+        "the disk is too full for test clusters: /var/lib has {} MiB left and needs {} MiB",
+        available >> 20,
+        NEEDED_DISK_BYTES >> 20
+    );
+}
+
 /// A snapshot of processes, mounts, control groups, interfaces and directories that name a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Traces {

@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::NetworkOptions;
+use crate::cli::{NetworkOptions, NodeOptions};
 use crate::{kubeconfig, memory};
 
 /// The API's port on the node's own address.
@@ -36,6 +36,7 @@ pub struct Config {
     /// Control group of everything that runs in pods, below each controller's root.
     pub cgroup_root: String,
     pub network: NetworkOptions,
+    pub node: NodeOptions,
     /// Where nodes and pods reach the API, on `node_ip`.
     pub api_port: u16,
     /// The admin's kubeconfig is written here ...

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, anyhow};
 use apiserver::identity::{AUTHENTICATED, NODES, UserInfo};
 use client::Client;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, NodeCondition};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::Api;
 use kube::runtime::wait::await_condition;
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::control_plane::ControlPlane;
 use super::{Components, Config, Progress};
-use crate::cli::NetworkOptions;
+use crate::cli::{NetworkOptions, NodeOptions};
 use crate::hello::image as hello;
 
 /// DNS is served on the node's address at this port and reached through its Service at 53: on a
@@ -55,7 +55,8 @@ pub async fn start(
 
     let node =
         plane.client(UserInfo::new(format!("system:node:{}", config.node_name), [NODES, AUTHENTICATED]), "kubelet");
-    let mut kubelet_config = kubelet_config(&place, &config.node_name, config.node_ip, &endpoint, &config.network);
+    let mut kubelet_config =
+        kubelet_config(&place, &config.node_name, config.node_ip, &endpoint, &config.network, &config.node)?;
     let ip = IpAddr::V4(config.node_ip);
     let serving = plane.pki.node_serving(&config.node_name, std::slice::from_ref(&config.node_name), &[ip])?;
     kubelet_config.server = Some(kubelet::Server {
@@ -82,8 +83,11 @@ pub async fn start(
 /// Waits until the node is ready and DNS is reachable.
 pub async fn ready(config: &Config, plane: &ControlPlane, progress: &Progress) -> anyhow::Result<()> {
     let observer = plane.client(UserInfo::master("system:isopod"), "isopod");
-    node_ready(&observer, &config.node_name).await?;
+    let node = node_ready(&observer, &config.node_name).await?;
     progress.step(&format!("node {} is ready", config.node_name));
+    for complaint in pressures(&node) {
+        progress.step(&format!("but no new pods are scheduled to it as long as {complaint}"));
+    }
     dns_published(&observer).await?;
     progress.step("cluster DNS is published");
     Ok(())
@@ -158,14 +162,16 @@ pub fn kubelet_config(
     ip: Ipv4Addr,
     endpoint: &str,
     network: &NetworkOptions,
-) -> kubelet::Config {
+    node: &NodeOptions,
+) -> anyhow::Result<kubelet::Config> {
     let mut config = kubelet::Config::new(name, IpAddr::V4(ip), endpoint);
     config.root_dir = place.data_dir.join("kubelet");
     config.pod_logs_dir = place.data_dir.join("logs/pods");
     config.runtime_cgroup_root = place.cgroup_root.clone();
     config.cluster_dns = vec![IpAddr::V4(network.cluster_dns)];
     config.cluster_domain = network.cluster_domain.clone();
-    config
+    node.apply(&mut config)?;
+    Ok(config)
 }
 
 pub fn proxy_config(name: &str, network: &NetworkOptions) -> anyhow::Result<proxy::Config> {
@@ -187,14 +193,23 @@ fn dns_config(ip: Ipv4Addr, network: &NetworkOptions) -> anyhow::Result<dns::Con
     })
 }
 
-async fn node_ready(client: &Client, name: &str) -> anyhow::Result<()> {
+async fn node_ready(client: &Client, name: &str) -> anyhow::Result<Node> {
     let nodes: Api<Node> = Api::all(client.clone());
-    let ready = |node: Option<&Node>| {
-        let conditions = node.and_then(|node| node.status.as_ref()).and_then(|status| status.conditions.as_ref());
-        conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
-    };
-    await_condition(nodes, name, ready).await.context("wait for the node")?;
-    Ok(())
+    let ready = |node: Option<&Node>| node.is_some_and(|node| holds(node, "Ready").is_some());
+    await_condition(nodes, name, ready).await.context("wait for the node")?.context("the node vanished")
+}
+
+fn holds<'a>(node: &'a Node, kind: &str) -> Option<&'a NodeCondition> {
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    conditions.iter().find(|condition| condition.type_ == kind && condition.status == "True")
+}
+
+/// What keeps a ready node from taking pods, in words.
+fn pressures(node: &Node) -> Vec<String> {
+    let found = ["MemoryPressure", "DiskPressure", "PIDPressure"].into_iter().filter_map(|kind| holds(node, kind));
+    found
+        .map(|condition| format!("{}: {}", condition.type_, condition.message.as_deref().unwrap_or_default()))
+        .collect()
 }
 
 async fn dns_published(client: &Client) -> anyhow::Result<()> {

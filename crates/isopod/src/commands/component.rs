@@ -50,7 +50,7 @@ pub fn kubelet(options: Kubelet, verbose: u8) -> anyhow::Result<()> {
             Some(endpoint) => endpoint,
             None => node::start_runtime(&place, &options.network, shutdown.clone()).await?.endpoint,
         };
-        let mut config = node::kubelet_config(&place, &name, ip, &endpoint, &options.network);
+        let mut config = node::kubelet_config(&place, &name, ip, &endpoint, &options.network, &options.node)?;
         config.server = server(&options, ip)?;
         kubelet::run(config, client, shutdown).await
     })

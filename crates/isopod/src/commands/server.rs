@@ -24,6 +24,7 @@ pub fn run(options: &Server, with_node: bool, verbose: u8) -> anyhow::Result<()>
         run_dir: "/run/isopod/server".into(),
         cgroup_root: "/isopod/server".into(),
         network: options.network.clone(),
+        node: options.node.clone(),
         api_port: options.secure_port,
         kubeconfig: options.write_kubeconfig.clone().unwrap_or_else(|| options.data_dir.join("kubeconfig")),
         kubeconfig_server: format!("https://127.0.0.1:{}", options.secure_port),

@@ -22,7 +22,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::preflight;
-use crate::cli::{NetworkOptions, Up};
+use crate::cli::{NetworkOptions, NodeOptions, Up};
 use crate::sandbox::{NODE_IP, Namespaces, Sandbox, State, cleanup};
 use crate::{cluster, kubeconfig, logging};
 
@@ -248,6 +248,7 @@ pub fn cluster_process(spec: &Path) -> anyhow::Result<ExitCode> {
             run_dir: sandbox.run_dir.clone(),
             cgroup_root: sandbox.cgroup(),
             network: spec.network,
+            node: NodeOptions::throwaway(),
             api_port: cluster::IN_CLUSTER_API_PORT,
             kubeconfig: spec.kubeconfig,
             kubeconfig_server: format!("https://127.0.0.1:{}", spec.api_port),
