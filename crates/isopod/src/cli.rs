@@ -54,6 +54,12 @@ pub enum Command {
         /// Fetch this many times and print each different answer with its count.
         #[arg(long, default_value_t = 1)]
         repeat: u32,
+        /// Fetch this many times a second instead, and tell each second how many failed.
+        #[arg(long, conflicts_with = "repeat", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        rate: Option<u32>,
+        /// End after this many seconds, with 1 if a request failed; 0: go on until ended.
+        #[arg(long, requires = "rate", default_value_t = 0)]
+        seconds: u64,
     },
     /// The cluster's main process, started by `up` inside its namespaces.
     #[command(hide = true, name = "cluster-process")]

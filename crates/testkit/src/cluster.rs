@@ -53,7 +53,17 @@ impl Cluster {
 
     /// A kubectl command against this cluster, away from any configuration of the user's.
     pub fn kubectl(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(crate::kubectl());
+        self.with(&crate::kubectl(), arguments)
+    }
+
+    /// Requests without kubectl's help.
+    pub fn api(&self) -> crate::Api {
+        crate::Api::start(self.kubectl(&[]))
+    }
+
+    /// The same with another kubectl.
+    pub fn with(&self, kubectl: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new(kubectl);
         command
             .args(arguments)
             .env("KUBECONFIG", &self.kubeconfig)

@@ -4,11 +4,13 @@
 //! It knows the `isopod` command line and nothing of its insides. Whatever a test needs and the
 //! machine lacks is named in a failure, never skipped.
 
+mod api;
 mod cluster;
 mod image;
 mod machine;
 mod wait;
 
+pub use api::{Answer, Api, MERGE, STRATEGIC, Watch};
 pub use cluster::Cluster;
 pub use image::busybox_archive;
 pub use machine::Traces;
@@ -19,6 +21,11 @@ use std::path::PathBuf;
 /// The kubectl under test: `ISOPOD_TEST_KUBECTL`, or the one on the PATH.
 pub fn kubectl() -> PathBuf {
     tool("ISOPOD_TEST_KUBECTL", "kubectl")
+}
+
+/// The older kubectl under test: `ISOPOD_TEST_KUBECTL_1_32`, or a `kubectl-1.32` on the PATH.
+pub fn kubectl_1_32() -> PathBuf {
+    tool("ISOPOD_TEST_KUBECTL_1_32", "kubectl-1.32")
 }
 
 /// The helm under test: `ISOPOD_TEST_HELM`, or the one on the PATH.

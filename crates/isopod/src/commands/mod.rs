@@ -32,7 +32,10 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             logging::to_stderr(verbose);
             single_threaded()?.block_on(hello::serve(port))?;
         }
-        Command::Fetch { url, repeat } => single_threaded()?.block_on(hello::fetch_and_print(&url, repeat))?,
+        Command::Fetch { url, rate: Some(rate), seconds, .. } => {
+            single_threaded()?.block_on(hello::load::run(&url, rate, seconds))?;
+        }
+        Command::Fetch { url, repeat, .. } => single_threaded()?.block_on(hello::fetch_and_print(&url, repeat))?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,9 +1,10 @@
 //! The demo workload: a small web server that tells which pod and node answered, and a client.
 //!
 //! It needs no registry, because the binary that runs the cluster packs itself as its image
-//! ([`image`]).
+//! ([`image`]). [`load`] counts what fails while pods come and go.
 
 pub mod image;
+pub mod load;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -76,22 +77,42 @@ pub async fn fetch_and_print(url: &str, repeat: u32) -> anyhow::Result<()> {
 
 /// Gets `url` (plain HTTP) and returns the body; anything but 200 is an error.
 pub async fn fetch(url: &str) -> anyhow::Result<String> {
-    let uri: hyper::Uri = url.parse().with_context(|| format!("{url:?} is not a URL"))?;
-    if uri.scheme_str() != Some("http") {
-        bail!("{url:?} must begin with http://");
+    Target::resolve(url).await?.fetch().await
+}
+
+/// A URL whose host has been looked up.
+struct Target {
+    url: String,
+    host: String,
+    path: String,
+    addresses: Vec<SocketAddr>,
+}
+
+impl Target {
+    async fn resolve(url: &str) -> anyhow::Result<Target> {
+        let uri: hyper::Uri = url.parse().with_context(|| format!("{url:?} is not a URL"))?;
+        if uri.scheme_str() != Some("http") {
+            bail!("{url:?} must begin with http://");
+        }
+        let host = uri.host().context("the URL names no host")?.to_owned();
+        let found = tokio::net::lookup_host((host.as_str(), uri.port_u16().unwrap_or(80))).await;
+        let addresses = found.with_context(|| format!("look up {host}"))?.collect();
+        let path = uri.path_and_query().map_or("/", |p| p.as_str()).to_owned();
+        Ok(Target { url: url.to_owned(), host, path, addresses })
     }
-    let host = uri.host().context("the URL names no host")?;
-    let stream =
-        TcpStream::connect((host, uri.port_u16().unwrap_or(80))).await.with_context(|| format!("connect to {host}"))?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    let path = uri.path_and_query().map_or("/", |p| p.as_str());
-    let request = Request::get(path).header("host", host).body(Empty::<Bytes>::new())?;
-    let response = sender.send_request(request).await?;
-    let status = response.status();
-    let body = String::from_utf8_lossy(&response.into_body().collect().await?.to_bytes()).into_owned();
-    if status != hyper::StatusCode::OK {
-        bail!("{url} answered {status}: {body}");
+
+    async fn fetch(&self) -> anyhow::Result<String> {
+        let stream =
+            TcpStream::connect(&self.addresses[..]).await.with_context(|| format!("connect to {}", self.host))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        let request = Request::get(&self.path).header("host", &self.host).body(Empty::<Bytes>::new())?;
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        let body = String::from_utf8_lossy(&response.into_body().collect().await?.to_bytes()).into_owned();
+        if status != hyper::StatusCode::OK {
+            bail!("{} answered {status}: {body}", self.url);
+        }
+        Ok(body)
     }
-    Ok(body)
 }
