@@ -241,6 +241,7 @@ pub async fn delete(context: &Context, resource: &'static dyn Resource, body: By
     let options = delete_options(context, &body)?;
     let mut write = context.write(resource, "", "DeleteOptions")?;
     write.dry_run = !options.dry_run.is_empty();
+    write.warn(options.warning(resource.facts()).map(str::to_owned));
     let deleted = context.api.writer.delete(&write, &options).await?;
     let accepted = !deleted.gone && options.orphan_dependents == Some(false);
     let status = if accepted { StatusCode::ACCEPTED } else { StatusCode::OK };
@@ -255,6 +256,7 @@ pub async fn delete_collection(context: &Context, resource: &'static dyn Resourc
     let mut write = context.write(resource, "", "DeleteOptions")?;
     write.dry_run = !options.dry_run.is_empty();
     write.name = "";
+    write.warn(options.warning(resource.facts()).map(str::to_owned));
     let filter = filter(context, resource)?;
     let deleted = context.api.writer.delete_collection(&write, &options, &filter).await?;
     let metadata = json!({"resourceVersion": context.api.writer.objects.hub.applied().to_string()});

@@ -129,6 +129,10 @@ fn held(facts: &Facts, object: &Value) -> bool {
     spec_finalizers(facts) && object["spec"]["finalizers"].as_array().is_some_and(|list| !list.is_empty())
 }
 
+fn orphans(facts: &Facts) -> bool {
+    ORPHANING.contains(&(facts.group, facts.plural))
+}
+
 fn spec_finalizers(facts: &Facts) -> bool {
     facts.subresource("finalize").is_some()
 }
@@ -186,13 +190,22 @@ impl DeleteOptions {
         Ok(())
     }
 
+    /// What to tell whoever may not expect that dependents stay.
+    pub fn warning(&self, facts: &Facts) -> Option<&'static str> {
+        let silent = self.propagation_policy.is_none() && self.orphan_dependents.is_none();
+        (silent && orphans(facts) && facts.group == "batch").then_some(
+            "child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove \
+             them or set propagationPolicy=Orphan to suppress this warning",
+        )
+    }
+
     /// The object's finalizers once this delete has had its say about dependents.
-    fn finalizers(&self, object: &Value) -> Vec<String> {
+    fn finalizers(&self, facts: &Facts, object: &Value) -> Vec<String> {
         let had = |name: &str| meta::finalizers(object).any(|finalizer| finalizer == name);
         let (orphan, foreground) = match (self.orphan_dependents, self.propagation_policy.as_deref()) {
             (Some(orphan), _) => (orphan, false),
             (None, Some(policy)) => (policy == "Orphan", policy == "Foreground"),
-            (None, None) => (had(ORPHAN), had(FOREGROUND)),
+            (None, None) => (had(ORPHAN) || orphans(facts) && !had(FOREGROUND), had(FOREGROUND)),
         };
         let others = meta::finalizers(object).filter(|finalizer| *finalizer != ORPHAN && *finalizer != FOREGROUND);
         let asked = [(orphan, ORPHAN), (foreground, FOREGROUND)];
@@ -238,7 +251,7 @@ pub fn plan_delete(facts: &Facts, old: &Value, options: &DeleteOptions, now: jif
             }
         }
     }
-    meta::set_finalizers(&mut new, options.finalizers(old));
+    meta::set_finalizers(&mut new, options.finalizers(facts, old));
     let held = held(facts, &new);
     if grace == 0 && !held && meta::finalizers(&new).next().is_none() {
         return Deletion::Remove;
@@ -317,6 +330,8 @@ const CONDITIONAL: Names = &[
     (STORAGE, "csistoragecapacities"),
     (STORAGE, "volumeattachments"),
 ];
+/// A delete that does not say otherwise leaves the dependents, as before there was garbage collection.
+const ORPHANING: Names = &[("", "replicationcontrollers"), ("batch", "jobs")];
 /// A finished delete answers with the object instead of a Status.
 pub const RETURN_DELETED: Names = &[
     ("", "persistentvolumeclaims"),
@@ -366,6 +381,8 @@ mod tests {
                 Some(("2030-01-01T00:00:00Z", 0, vec![FOREGROUND])),
             ),
             ("configmaps", plain(json!([ORPHAN])), json!({"propagationPolicy": "Background"}), None),
+            ("replicationcontrollers", plain(json!([])), json!({}), Some(("2030-01-01T00:00:00Z", 0, vec![ORPHAN]))),
+            ("replicationcontrollers", plain(json!([])), json!({"propagationPolicy": "Background"}), None),
             (
                 "configmaps",
                 plain(json!([])),

@@ -113,7 +113,7 @@ impl Write<'_> {
         }
     }
 
-    fn warn(&self, warnings: impl IntoIterator<Item = String>) {
+    pub fn warn(&self, warnings: impl IntoIterator<Item = String>) {
         let mut all = self.warnings.lock();
         for warning in warnings {
             if !all.contains(&warning) {

@@ -10,7 +10,7 @@ use super::{count, default_template, int_or_percent, is_zero, validate_workload,
 use crate::facts::{Facts, Subresource};
 use crate::pod;
 use crate::print;
-use crate::resource::Kind;
+use crate::resource::{Kind, keep};
 use crate::validate::{Errors, text};
 use crate::value::Defaulting;
 
@@ -46,6 +46,10 @@ impl Kind for Deployment {
             strategy.make("rollingUpdate").or("maxUnavailable", "25%").or("maxSurge", "25%");
         }
         default_template(object);
+    }
+
+    fn prepare_status_update(new: &mut Value, old: &Value) {
+        keep(&mut new["metadata"], &old["metadata"], "labels");
     }
 
     fn validate(object: &api::Deployment, errors: &mut Errors) {
