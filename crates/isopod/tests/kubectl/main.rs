@@ -1,6 +1,12 @@
-//! The real kubectl's verbs against a running cluster.
+//! The real kubectl's verbs against a running cluster: by tables of commands, with the newest kubectl and an older one,
+//! and one by one where a table does not do.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod nodes;
+mod objects;
+mod script;
+mod workloads;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -77,6 +83,35 @@ fn kubectl_verbs_work() {
     cluster.run(&["create", "namespace", "passing"]);
     cluster.run(&["create", "configmap", "c", "-n", "passing"]);
     cluster.run(&["delete", "namespace", "passing", "--timeout=120s"]);
+}
+
+/// Both kubectls at once, each in a namespace of its own.
+fn both(run: fn(&testkit::Cluster, &str, &std::path::Path)) {
+    let (cluster, _) = cluster();
+    std::thread::scope(|scope| {
+        for (name, kubectl) in [("new", testkit::kubectl()), ("old", testkit::kubectl_1_32())] {
+            let cluster = &cluster;
+            let thread = std::thread::Builder::new().name(name.into());
+            thread.spawn_scoped(scope, move || run(cluster, name, &kubectl)).expect("start a thread");
+        }
+    });
+}
+
+#[test]
+fn verbs_about_workloads() {
+    both(workloads::run);
+}
+
+#[test]
+fn verbs_about_objects() {
+    both(objects::run);
+}
+
+#[test]
+fn verbs_about_nodes() {
+    let (cluster, _) = cluster();
+    nodes::run(&cluster, "new", &testkit::kubectl());
+    nodes::run(&cluster, "old", &testkit::kubectl_1_32());
 }
 
 #[test]
