@@ -5,6 +5,7 @@ pub mod desired;
 pub mod mirroring;
 pub mod reconcile;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -13,6 +14,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
 use kube::api::{DeleteParams, PostParams};
+use parking_lot::Mutex;
 
 use crate::common::expectations::Expectations;
 use crate::common::services::{observe_pod, service_selector};
@@ -78,28 +80,43 @@ pub(crate) struct Slices {
     store: Store<EndpointSlice>,
     manager: &'static str,
     expectations: Arc<Expectations>,
+    written: Arc<Written>,
 }
+
+/// The version in which each slice was last written from here, by uid. A cache that has not come so far would plan from
+/// what is no more, and its write would be refused.
+type Written = Mutex<HashMap<String, u64>>;
 
 impl Slices {
     pub(crate) fn watch(context: &Context, manager: &'static str) -> Self {
         let expectations = Arc::<Expectations>::default();
-        let observed = expectations.clone();
+        let written = Arc::<Written>::default();
+        let (observed, forgotten) = (expectations.clone(), written.clone());
         let slices = context.on::<EndpointSlice>(move |event, queue| {
             let slice = event.object();
             let Some(key) = service_key(slice).filter(|_| manager_of(slice) == Some(manager)) else { return };
             match event {
                 Event::Added(_) => observed.created(&key),
-                Event::Deleted(slice) => observed.deleted(&key, slice.metadata.uid.as_deref().unwrap_or_default()),
+                Event::Deleted(slice) => {
+                    let uid = slice.metadata.uid.as_deref().unwrap_or_default();
+                    observed.deleted(&key, uid);
+                    forgotten.lock().remove(uid);
+                }
                 Event::Modified { .. } => {}
             }
             queue.add(key);
         });
         slices.add_index("service", |slice| service_key(slice).into_iter().collect());
-        Self { client: context.client.clone(), store: slices.store(), manager, expectations }
+        Self { client: context.client.clone(), store: slices.store(), manager, expectations, written }
     }
 
     pub(crate) fn up_to_date(&self, key: &str) -> bool {
-        self.expectations.satisfied(key)
+        let written = self.written.lock();
+        let current = |slice: &Arc<EndpointSlice>| {
+            let uid = slice.metadata.uid.as_deref().unwrap_or_default();
+            written.get(uid).is_none_or(|written| version(slice) >= *written)
+        };
+        self.expectations.satisfied(key) && self.of(key).iter().all(current)
     }
 
     pub(crate) fn of(&self, key: &str) -> Vec<Arc<EndpointSlice>> {
@@ -124,7 +141,9 @@ impl Slices {
         }
         for slice in &changes.update {
             let name = slice.metadata.name.as_deref().unwrap_or_default();
-            api.replace(name, &PostParams::default(), slice).await.with_context(|| format!("update slice {name}"))?;
+            let updated = api.replace(name, &PostParams::default(), slice).await;
+            let updated = updated.with_context(|| format!("update slice {name}"))?;
+            self.written.lock().insert(updated.metadata.uid.clone().unwrap_or_default(), version(&updated));
         }
         for slice in &changes.delete {
             let name = slice.metadata.name.as_deref().unwrap_or_default();
@@ -141,6 +160,11 @@ impl Slices {
 
 fn manager_of(slice: &EndpointSlice) -> Option<&str> {
     slice.metadata.labels.as_ref()?.get(MANAGED_BY).map(String::as_str)
+}
+
+/// Versions of one kind are numbers that grow.
+fn version(slice: &EndpointSlice) -> u64 {
+    slice.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
 }
 
 fn service_key(slice: &EndpointSlice) -> Option<String> {

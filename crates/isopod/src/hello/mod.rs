@@ -12,24 +12,28 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use futures::FutureExt;
 use http_body_util::{BodyExt, Empty, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// How long a terminating pod goes on serving, so that proxies have stopped sending to it.
 const DRAIN: Duration = Duration::from_millis(1500);
+/// How long connections may then take to end; the pod's grace period may be over sooner.
+const FAREWELL: Duration = Duration::from_secs(20);
 
-/// Serves until SIGTERM or SIGINT, then drains.
+/// Serves until SIGTERM or SIGINT, then drains: whoever has connected gets an answer.
 pub async fn serve(port: u16) -> anyhow::Result<()> {
     let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     let listener = TcpListener::bind(address).await.with_context(|| format!("listen on port {port}"))?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let connections = TaskTracker::new();
+    let (connections, ending) = (TaskTracker::new(), CancellationToken::new());
     println!("listening on port {port}");
     let stop = async {
         tokio::select! { _ = terminate.recv() => (), _ = interrupt.recv() => () }
@@ -40,12 +44,32 @@ pub async fn serve(port: u16) -> anyhow::Result<()> {
     loop {
         tokio::select! {
             accepted = listener.accept() => if let Ok((stream, _)) = accepted {
-                connections.spawn(hyper::server::conn::http1::Builder::new()
-                    .serve_connection(TokioIo::new(stream), hyper::service::service_fn(answer)));
+                connections.spawn(converse(stream, ending.clone()));
             },
-            () = &mut stop => return Ok(()),
+            () = &mut stop => break,
         }
     }
+    // Those that the kernel has connected already, but nobody has accepted.
+    while let Some(Ok((stream, _))) = listener.accept().now_or_never() {
+        connections.spawn(converse(stream, ending.clone()));
+    }
+    drop(listener);
+    ending.cancel();
+    connections.close();
+    let _ = tokio::time::timeout(FAREWELL, connections.wait()).await;
+    Ok(())
+}
+
+/// Serves one connection; once we are ending, up to the answer under way.
+async fn converse(stream: TcpStream, ending: CancellationToken) {
+    let connection = hyper::server::conn::http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), hyper::service::service_fn(answer));
+    tokio::pin!(connection);
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        () = ending.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    let _ = connection.await;
 }
 
 async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {

@@ -78,19 +78,21 @@ const NODE: &[Step] = &[
     ),
     fails(
         "kubectl drain $(cat node)",
-        "node/* already cordoned\nerror: unable to drain node \"*\" due to error: [cannot delete *], continuing command...\nThere are pending nodes to be drained:\n *\ncannot delete *",
+        "node/* already cordoned\nerror: unable to drain node \"*\" due to error: [cannot delete *], continuing command...\n\
+         There are pending nodes to be drained:\n *\n\
+         cannot delete DaemonSet-managed Pods (use --ignore-daemonsets to ignore): */ds-*\n\
+         cannot delete Pods that declare no controller (use --force to override): */lone\n\
+         cannot delete Pods with local storage (use --delete-emptydir-data to override): */web-*\n",
     ),
     fails(
-        "kubectl drain $(cat node) | grep -o 'cannot delete DaemonSet-managed Pods[^:]*: [^/]*/ds-' | sort -u; false",
-        "cannot delete DaemonSet-managed Pods (use --ignore-daemonsets to ignore): *",
+        "kubectl drain $(cat node) --ignore-daemonsets --force",
+        "*error: unable to drain node \"*\" due to error: cannot delete Pods with local storage (use \
+         --delete-emptydir-data to override): */web-*, continuing command...\n*",
     ),
     fails(
-        "kubectl drain $(cat node) --ignore-daemonsets --force 2>&1 | grep -o 'cannot delete Pods with local storage[^:]*' | sort -u; false",
-        "cannot delete Pods with local storage (use --delete-emptydir-data to override)\n",
-    ),
-    fails(
-        "kubectl drain $(cat node) --ignore-daemonsets --delete-emptydir-data 2>&1 | grep -o 'cannot delete cannot delete Pods that declare no controller[^:]*' | sort -u; false",
-        "cannot delete cannot delete Pods that declare no controller (use --force to override)\n",
+        "kubectl drain $(cat node) --ignore-daemonsets --delete-emptydir-data",
+        "*error: unable to drain node \"*\" due to error: cannot delete Pods that declare no controller (use --force to \
+         override): */lone, continuing command...\n*",
     ),
     fails(
         "kubectl drain $(cat node) --ignore-daemonsets --delete-emptydir-data --force --timeout=6s --pod-selector=app=web",

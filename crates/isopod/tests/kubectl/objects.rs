@@ -78,7 +78,7 @@ const OBJECTS: &[Step] = &[
         "kubectl get configmaps --sort-by=.metadata.name -o name",
         "configmap/a\nconfigmap/b\nconfigmap/c\nconfigmap/kube-root-ca.crt\n",
     ),
-    ok("kubectl get configmaps a -L set", "NAME   DATA   AGE    *SET\na      1      *x\n"),
+    ok("kubectl get configmaps a -L set", "NAME   DATA   AGE   *SET\na      1      *x\n"),
     ok("kubectl get configmaps --field-selector=metadata.name=b -o name", "configmap/b\n"),
     ok("kubectl get configmaps --chunk-size=1 -o name | wc -l", "4\n"),
     ok("kubectl get configmap a -w --request-timeout=2s --output-watch-events --no-headers", "ADDED *a *1 *"),

@@ -211,14 +211,14 @@ const PODS: &[Step] = &[
         "[pod/crash/one] second\n[pod/crash/two] another\n",
     ),
     fails("timeout -s INT 3 kubectl logs -f crash -c two; test $? != 124", "another\n"),
-    fails("kubectl logs crash -c three", "error: container three is not valid for pod crash\n"),
+    fails("kubectl logs crash -c three", "error: container three is not valid for pod crash out of: one, two\n"),
     fails("kubectl logs absent", "error: error from server (NotFound): pods \"absent\" not found in namespace \"*\"\n"),
     ok("kubectl wait --for=condition=Ready pod/crash --timeout=120s", "pod/crash condition met\n"),
     ok("kubectl exec crash -c two -- sh -c 'echo out; exit 0'", "out\n"),
     Step::with_code(3, "kubectl exec crash -c two -- sh -c 'exit 3'", "command terminated with exit code 3\n"),
     ok(
         "script -qec \"kubectl exec -it crash -c two -- sh -c 'test -t 0 && test -t 1 && echo terminal'\" /dev/null",
-        "terminal\r\n",
+        "terminal\r\n*",
     ),
     ok("echo sent | kubectl exec -i crash -c two -- cat", "sent\n"),
     ok(
@@ -249,7 +249,7 @@ const PODS: &[Step] = &[
     ok("kubectl get pod crash -o jsonpath='{.spec.containers[*].name}'", "one two"),
     ok(
         "kubectl get pod crash -o wide --no-headers",
-        "crash   2/2     Running   1 (*s ago)   *s    10.*   <none>           <none>\n",
+        "crash   2/2   Running   1 (*s ago)   *s   10.*   <none>   <none>\n",
     ),
     ok("kubectl get pod crash -o yaml", "apiVersion: v1\nkind: Pod\nmetadata:\n*"),
     ok("kubectl get pods -l app=crash --show-labels --no-headers", "crash *app=crash\n"),
