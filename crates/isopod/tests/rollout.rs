@@ -22,14 +22,17 @@ const REQUESTS_PER_SECOND: u64 = 200;
 
 fn deployment() -> Value {
     json!({"metadata": {"name": "web"}, "spec": {
-        "replicas": REPLICAS,
-        "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 1}},
-        "progressDeadlineSeconds": 5,
-        "selector": {"matchLabels": {"app": "web"}},
-        "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{
-            "name": "web", "image": "isopod.local/hello:latest", "imagePullPolicy": "IfNotPresent",
-            "ports": [{"containerPort": 8080}],
-            "readinessProbe": {"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1, "failureThreshold": 1}}]}}}})
+    "replicas": REPLICAS,
+    "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 1}},
+    "progressDeadlineSeconds": 5,
+    "selector": {"matchLabels": {"app": "web"}},
+    "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{
+        "name": "web", "image": "isopod.local/hello:latest", "imagePullPolicy": "IfNotPresent",
+        "ports": [{"containerPort": 8080}],
+        // A slow machine must not make a pod unready that nobody harmed.
+        "readinessProbe": {
+            "httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1, "timeoutSeconds": 30, "failureThreshold": 30
+        }}]}}}})
 }
 
 /// A template that differs from any other `version`.

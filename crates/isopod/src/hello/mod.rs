@@ -19,6 +19,7 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -60,14 +61,19 @@ pub async fn serve(port: u16) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Serves one connection; once we are ending, up to the answer under way.
+/// Serves one connection; once we are ending, until it has had an answer: hyper's graceful shutdown would close one that
+/// has sent its request but has not been read.
 async fn converse(stream: TcpStream, ending: CancellationToken) {
-    let connection = hyper::server::conn::http1::Builder::new()
-        .serve_connection(TokioIo::new(stream), hyper::service::service_fn(answer));
+    let asked = Notify::new();
+    let service = hyper::service::service_fn(|request| {
+        asked.notify_one();
+        answer(request)
+    });
+    let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     tokio::select! {
         _ = connection.as_mut() => return,
-        () = ending.cancelled() => connection.as_mut().graceful_shutdown(),
+        () = async { ending.cancelled().await; asked.notified().await } => connection.as_mut().graceful_shutdown(),
     }
     let _ = connection.await;
 }

@@ -81,7 +81,7 @@ const NODE: &[Step] = &[
         "node/* already cordoned\nerror: unable to drain node \"*\" due to error: [cannot delete *], continuing command...\n\
          There are pending nodes to be drained:\n *\n\
          cannot delete DaemonSet-managed Pods (use --ignore-daemonsets to ignore): */ds-*\n\
-         cannot delete Pods that declare no controller (use --force to override): */lone\n\
+         cannot delete *Pods that declare no controller (use --force to override): */lone\n\
          cannot delete Pods with local storage (use --delete-emptydir-data to override): */web-*\n",
     ),
     fails(
@@ -91,7 +91,7 @@ const NODE: &[Step] = &[
     ),
     fails(
         "kubectl drain $(cat node) --ignore-daemonsets --delete-emptydir-data",
-        "*error: unable to drain node \"*\" due to error: cannot delete Pods that declare no controller (use --force to \
+        "*error: unable to drain node \"*\" due to error: cannot delete *Pods that declare no controller (use --force to \
          override): */lone, continuing command...\n*",
     ),
     fails(
@@ -114,7 +114,7 @@ const NODE: &[Step] = &[
     ok("kubectl label node $(cat node) disk-", "node/* unlabeled\n"),
     ok(
         "kubectl debug node/$(cat node) --image=$IMAGE -- ls /host/proc/1/status",
-        "Creating debugging pod node-debugger-*",
+        "*Creating debugging pod node-debugger-*",
     ),
     ok("kubectl delete -f drain.yaml --ignore-not-found", "*"),
 ];
