@@ -10,7 +10,7 @@ use std::fmt::Display;
 use std::net::IpAddr;
 
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use machinery::field::{ErrorList, FieldError, Path};
+use machinery::field::{ErrorKind, ErrorList, FieldError, Path};
 use machinery::names;
 use serde::Serialize;
 use serde_json::Value;
@@ -45,6 +45,11 @@ impl Errors {
 
     pub fn invalid(&mut self, path: &Path, value: impl Serialize, detail: impl Display) {
         self.0.push(FieldError::invalid(path, json(value), detail));
+    }
+
+    /// Invalid, without showing the value.
+    pub fn invalid_whole(&mut self, path: &Path, detail: impl Display) {
+        self.0.push(FieldError::new(ErrorKind::InvalidWhole, path, "", detail));
     }
 
     pub fn forbidden(&mut self, path: &Path, detail: impl Display) {

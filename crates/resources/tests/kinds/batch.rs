@@ -106,6 +106,26 @@ fn jobs_are_validated() {
             "spec.backoffLimitPerIndex: Invalid value: 1: requires indexed completion mode",
         ),
         (
+            json!({"spec": {"maxFailedIndexes": 1, "backoffLimitPerIndex": 1}}),
+            "spec.maxFailedIndexes: Invalid value: 1: requires indexed completion mode",
+        ),
+        (
+            indexed(json!({"maxFailedIndexes": 1})),
+            "spec.backoffLimitPerIndex: Required value: when maxFailedIndexes is specified",
+        ),
+        (
+            indexed(json!({"completions": 200_000, "backoffLimitPerIndex": 1, "maxFailedIndexes": 100_001})),
+            "spec.maxFailedIndexes: Invalid value: 100001: must be less than or equal to 100000",
+        ),
+        (
+            json!({"spec": {"podFailurePolicy": {"rules": []}, "template": {"spec": {"restartPolicy": "OnFailure"}}}}),
+            r#"spec.template.spec.restartPolicy: Invalid value: "OnFailure": only "Never" is supported when podFailurePolicy is specified"#,
+        ),
+        (
+            json!({"spec": {"podFailurePolicy": {"rules": []}, "podReplacementPolicy": "TerminatingOrFailed"}}),
+            r#"spec.podReplacementPolicy: Unsupported value: "TerminatingOrFailed": supported values: "Failed""#,
+        ),
+        (
             json!({"spec": {"managedBy": "me"}}),
             r#"spec.managedBy: Invalid value: "me": must be a domain-prefixed path"#,
         ),
@@ -119,7 +139,7 @@ fn jobs_are_validated() {
         ),
         (
             failure(json!({"action": "Ignore"})),
-            r#"spec.podFailurePolicy.rules[0]: Invalid value: {"action":"Ignore"}: specifying one of OnExitCodes and OnPodConditions is required"#,
+            r#"spec.podFailurePolicy.rules[0]: Invalid value: specifying one of OnExitCodes and OnPodConditions is required"#,
         ),
         (
             failure(json!({"action": "FailJob", "onExitCodes": {"operator": "In", "values": [0]}})),
@@ -209,6 +229,18 @@ fn cron_jobs_are_validated() {
             r#"spec.schedule: Invalid value: "TZ=UTC 0 * * * *": cannot use TZ or CRON_TZ in schedule, use timeZone field instead"#,
         ),
         (
+            spec(json!({"timeZone": ""})),
+            r#"spec.timeZone: Invalid value: "": timeZone must be nil or non-empty string"#,
+        ),
+        (
+            spec(json!({"timeZone": "europe/paris"})),
+            r#"spec.timeZone: Invalid value: "europe/paris": unknown time zone europe/paris"#,
+        ),
+        (
+            spec(json!({"schedule": "CRON_TZ=UTC 0 * * * *", "timeZone": "UTC"})),
+            r#"spec.schedule: Invalid value: "CRON_TZ=UTC 0 * * * *": cannot use TZ or CRON_TZ in schedule, use timeZone field instead"#,
+        ),
+        (
             spec(json!({"timeZone": "Mars/Base"})),
             r#"spec.timeZone: Invalid value: "Mars/Base": unknown time zone Mars/Base"#,
         ),
@@ -242,6 +274,174 @@ fn cron_jobs_are_validated() {
     let mut old = cron_job(json!({"spec": {"schedule": "TZ=UTC 0 * * * *"}}));
     create("batch/v1/CronJob", &mut old);
     assert_eq!(update("batch/v1/CronJob", &mut old.clone(), &old), Vec::<String>::new(), "it was allowed once");
+    let mut both = old.clone();
+    both["spec"]["timeZone"] = json!("UTC");
+    let complaint = r#"spec.schedule: Invalid value: "TZ=UTC 0 * * * *": cannot use both timeZone field and TZ or CRON_TZ in schedule"#;
+    assert_eq!(update("batch/v1/CronJob", &mut both, &old), [complaint]);
+    let mut unknown = cron_job(json!({"spec": {"timeZone": "Mars/Base"}}));
+    create("batch/v1/CronJob", &mut unknown);
+    assert_eq!(update("batch/v1/CronJob", &mut unknown.clone(), &unknown), Vec::<String>::new(), "it was known once");
+}
+
+#[test]
+fn what_the_status_of_a_job_may_become() {
+    let start = "2026-01-01T00:00:00Z";
+    let is = |kinds: &[&str]| -> Value { kinds.iter().map(|kind| json!({"type": kind, "status": "True"})).collect() };
+    let ended = |kinds: &[&str]| json!({"startTime": start, "completionTime": start, "conditions": is(kinds)});
+    let complete = ended(&["SuccessCriteriaMet", "Complete"]);
+    let failed = json!({"startTime": start, "conditions": is(&["FailureTarget", "Failed"])});
+    let indexed = json!({"completionMode": "Indexed", "completions": 5, "parallelism": 5, "backoffLimitPerIndex": 1});
+    let with = |status: &Value, patch: Value| {
+        let mut status = status.clone();
+        merge(&mut status, patch);
+        status
+    };
+    let table = [
+        (json!({}), json!({}), json!({"startTime": start, "active": 1, "ready": 1}), None),
+        (json!({}), json!({"startTime": start}), complete.clone(), None),
+        (json!({}), json!({"startTime": start}), failed.clone(), None),
+        (
+            json!({}),
+            json!({}),
+            json!({"failed": -1}),
+            Some("status.failed: Invalid value: -1: must be greater than or equal to 0"),
+        ),
+        (
+            json!({}),
+            json!({}),
+            json!({"active": 1, "ready": 2}),
+            Some("status.ready: Invalid value: 2: cannot set more ready pods than active"),
+        ),
+        (
+            json!({}),
+            json!({"failed": 2}),
+            json!({"failed": 1}),
+            Some("status.failed: Invalid value: 1: cannot decrease the failed counter"),
+        ),
+        (
+            json!({}),
+            json!({"succeeded": 2}),
+            json!({"succeeded": 1}),
+            Some("status.succeeded: Invalid value: 1: cannot decrease the succeeded counter"),
+        ),
+        (indexed.clone(), json!({"succeeded": 2}), json!({"succeeded": 1}), None),
+        (
+            json!({}),
+            json!({}),
+            json!({"uncountedTerminatedPods": {"succeeded": ["a"], "failed": ["a"]}}),
+            Some(r#"status.uncountedTerminatedPods.failed[0]: Duplicate value: "a""#),
+        ),
+        (
+            json!({}),
+            json!({"startTime": start}),
+            ended(&["SuccessCriteriaMet", "Complete", "FailureTarget", "Failed"]),
+            Some("status.conditions: Invalid value: cannot set Complete=True and Failed=true conditions"),
+        ),
+        (
+            json!({}),
+            json!({"startTime": start}),
+            ended(&["Complete"]),
+            Some(
+                "status.conditions: Invalid value: cannot set Complete=True condition without the SuccessCriteriaMet=true condition",
+            ),
+        ),
+        (
+            json!({}),
+            json!({"startTime": start}),
+            json!({"startTime": start, "conditions": is(&["Failed"])}),
+            Some(
+                "status.conditions: Invalid value: cannot set Failed=True condition without the FailureTarget=true condition",
+            ),
+        ),
+        (
+            json!({}),
+            failed.clone(),
+            json!({"startTime": start}),
+            Some("status.conditions: Invalid value: cannot disable the terminal Failed=True condition"),
+        ),
+        (
+            json!({}),
+            complete.clone(),
+            with(&complete, json!({"completionTime": "2026-01-01T00:00:09Z"})),
+            Some(r#"status.completionTime: Invalid value: "2026-01-01T00:00:09Z": completionTime cannot be mutated"#),
+        ),
+        (
+            json!({}),
+            json!({"startTime": start}),
+            json!({"startTime": start, "completionTime": start}),
+            Some(
+                r#"status.completionTime: Invalid value: "2026-01-01T00:00:00Z": cannot set completionTime when there is no Complete=True condition"#,
+            ),
+        ),
+        (
+            json!({}),
+            json!({"startTime": start}),
+            with(&complete, json!({"completionTime": null})),
+            Some("status.completionTime: Required value: completionTime is required for Complete jobs"),
+        ),
+        (
+            json!({}),
+            json!({"startTime": start}),
+            json!({}),
+            Some("status.startTime: Required value: startTime cannot be removed for unsuspended job"),
+        ),
+        (
+            json!({}),
+            json!({"startTime": start, "conditions": is(&["Suspended"])}),
+            json!({"startTime": "2026-01-01T00:00:09Z", "conditions": [{"type": "Suspended", "status": "False"}]}),
+            None,
+        ),
+        (json!({"suspend": true}), json!({"startTime": start}), json!({}), None),
+        (
+            json!({}),
+            json!({"startTime": start}),
+            with(&failed, json!({"active": 1})),
+            Some("status.active: Invalid value: 1: active>0 is invalid for finished job"),
+        ),
+        (
+            json!({}),
+            json!({"startTime": start}),
+            with(&failed, json!({"terminating": 1})),
+            Some("status.terminating: Invalid value: 1: terminating>0 is invalid for finished job"),
+        ),
+        (
+            json!({}),
+            json!({}),
+            json!({"completedIndexes": "1"}),
+            Some(
+                r#"status.completedIndexes: Invalid value: "1": error parsing completedIndexes: too large index: "1""#,
+            ),
+        ),
+        (
+            json!({"completions": 5}),
+            json!({}),
+            json!({"completedIndexes": "1"}),
+            Some(
+                r#"status.completedIndexes: Invalid value: "1": cannot set non-empty completedIndexes when non-indexed completion mode"#,
+            ),
+        ),
+        (
+            indexed.clone(),
+            json!({}),
+            json!({"completedIndexes": "1-3", "failedIndexes": "0,3,4"}),
+            Some(
+                r#"status.failedIndexes: Invalid value: "0,3,4": failedIndexes and completedIndexes overlap at index: 3"#,
+            ),
+        ),
+        (indexed, json!({}), json!({"completedIndexes": "1-3", "failedIndexes": "0,4"}), None),
+    ];
+    for (spec, before, after, expected) in table {
+        let mut old = job(json!({"spec": spec, "metadata": {"resourceVersion": "1"}}));
+        create("batch/v1/Job", &mut old);
+        let mut new = old.clone();
+        (old["status"], new["status"]) = (before, after);
+        let errors: Vec<String> =
+            kind("batch/v1/Job").validate_status_update(&new, &old).iter().map(ToString::to_string).collect();
+        match expected {
+            None => assert_eq!(errors, Vec::<String>::new(), "{}", new["status"]),
+            Some(expected) => assert!(errors.contains(&expected.to_owned()), "{}: {errors:#?}", new["status"]),
+        }
+    }
 }
 
 #[test]

@@ -1,14 +1,13 @@
 //! CronJob: jobs by the clock.
 
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
 use k8s_openapi::api::batch::v1 as api;
 use machinery::field::Path;
 use machinery::table::Column;
 use serde_json::{Value, json};
 
 use super::job;
-use super::schedule::Schedule;
+use super::schedule::{self, Schedule};
 use crate::facts::{Facts, Subresource};
 use crate::pod;
 use crate::print::{self, NONE, ago};
@@ -56,16 +55,16 @@ impl Kind for CronJob {
     }
 
     fn validate(object: &api::CronJob, errors: &mut Errors) {
+        validate_spec(&object.spec, None, errors);
         let name = text(&object.metadata.name);
         if name.len() > MAX_NAME {
             let detail = format!("must be no more than {MAX_NAME} characters");
             errors.invalid(&Path::new("metadata").child("name"), name, detail);
         }
-        validate_spec(&object.spec, false, errors);
     }
 
     fn validate_update(new: &api::CronJob, old: &api::CronJob, errors: &mut Errors) {
-        validate_spec(&new.spec, old.spec.schedule.contains("TZ"), errors);
+        validate_spec(&new.spec, Some(&old.spec), errors);
     }
 
     fn cells(object: &Value, typed: &api::CronJob, now: Timestamp) -> Vec<Value> {
@@ -106,11 +105,13 @@ impl Kind for CronJob {
     }
 }
 
-fn validate_spec(spec: &api::CronJobSpec, zone_in_schedule: bool, errors: &mut Errors) {
+fn validate_spec(spec: &api::CronJobSpec, old: Option<&api::CronJobSpec>, errors: &mut Errors) {
     let path = Path::new("spec");
-    schedule(spec, zone_in_schedule, &path.child("schedule"), errors);
+    let had_zone = old.is_some_and(|old| old.schedule.contains("TZ"));
+    validate_schedule(spec, had_zone, &path.child("schedule"), errors);
     errors.non_negative(&path.child("startingDeadlineSeconds"), spec.starting_deadline_seconds);
-    if let Some(zone) = &spec.time_zone {
+    // One that was known once stays allowed.
+    if let Some(zone) = spec.time_zone.as_ref().filter(|_| old.is_none_or(|old| old.time_zone != spec.time_zone)) {
         time_zone(zone, &path.child("timeZone"), errors);
     }
     errors.one_of(&path.child("concurrencyPolicy"), spec.concurrency_policy.as_deref(), POLICIES);
@@ -127,31 +128,33 @@ fn validate_spec(spec: &api::CronJobSpec, zone_in_schedule: bool, errors: &mut E
     }
 }
 
-fn schedule(spec: &api::CronJobSpec, zone_allowed: bool, path: &Path, errors: &mut Errors) {
+fn validate_schedule(spec: &api::CronJobSpec, zone_allowed: bool, path: &Path, errors: &mut Errors) {
     let schedule = spec.schedule.as_str();
     errors.needed(path, schedule);
     if schedule.is_empty() {
         return;
     }
-    if schedule.contains("TZ") {
-        if spec.time_zone.is_some() {
-            errors.invalid(path, schedule, "cannot use both timeZone field and TZ or CRON_TZ in schedule");
-        } else if !zone_allowed {
-            errors.invalid(path, schedule, "cannot use TZ or CRON_TZ in schedule, use timeZone field instead");
-        }
-    }
     if let Err(why) = Schedule::parse(schedule) {
         errors.invalid(path, schedule, why);
+    }
+    if schedule.contains("TZ") {
+        if !zone_allowed {
+            errors.invalid(path, schedule, "cannot use TZ or CRON_TZ in schedule, use timeZone field instead");
+        } else if spec.time_zone.is_some() {
+            errors.invalid(path, schedule, "cannot use both timeZone field and TZ or CRON_TZ in schedule");
+        }
     }
 }
 
 fn time_zone(zone: &str, path: &Path, errors: &mut Errors) {
     if zone.is_empty() {
-        errors.invalid(path, zone, "timeZone must be nil or non-empty string");
-    } else if zone.eq_ignore_ascii_case("local") {
+        return errors.invalid(path, zone, "timeZone must be nil or non-empty string");
+    }
+    if zone.eq_ignore_ascii_case("local") {
         let detail = "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones";
         errors.invalid(path, zone, detail);
-    } else if TimeZone::get(zone).is_err() {
-        errors.invalid(path, zone, format!("unknown time zone {zone}"));
+    }
+    if let Err(why) = schedule::time_zone(zone) {
+        errors.invalid(path, zone, why);
     }
 }

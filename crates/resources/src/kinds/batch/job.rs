@@ -12,6 +12,7 @@ use machinery::names;
 use machinery::table::Column;
 use serde_json::{Value, json};
 
+use super::job_status::{self, is};
 use super::policies;
 use crate::facts::{Facts, Subresource};
 use crate::pod;
@@ -30,6 +31,7 @@ const LEGACY_NAME_LABEL: &str = "job-name";
 
 const INDEXED: &str = "Indexed";
 const MAX_INDEXED_PARALLELISM: i32 = 100_000;
+const MAX_FAILED_INDEXES: i32 = 100_000;
 /// More completions than this with a limit per index need a tighter bound on what is remembered.
 const MANY_COMPLETIONS: i32 = 100_000;
 const MAX_WITH_MANY_COMPLETIONS: i32 = 10_000;
@@ -105,37 +107,7 @@ impl Kind for Job {
     }
 
     fn validate_status_update(new: &api::Job, old: &api::Job, errors: &mut Errors) {
-        let path = Path::new("status");
-        let Some(status) = &new.status else { return };
-        let counts = [
-            ("active", status.active),
-            ("succeeded", status.succeeded),
-            ("failed", status.failed),
-            ("ready", status.ready),
-            ("terminating", status.terminating),
-        ];
-        for (key, count) in counts {
-            errors.non_negative(&path.child(key), count);
-        }
-        let at = path.child("conditions");
-        if is(status, "Complete") && is(status, "Failed") {
-            errors.invalid(&at, "<omitted>", "cannot set Complete=True and Failed=true conditions");
-        }
-        for end in ["Complete", "Failed"] {
-            if old.status.as_ref().is_some_and(|old| is(old, end)) && !is(status, end) {
-                errors.invalid(&at, "<omitted>", format!("cannot disable the terminal {end}=True condition"));
-            }
-        }
-        if status.completion_time.is_some() && !is(status, "Complete") {
-            let detail = "cannot set completionTime when there is no Complete=True condition";
-            errors.invalid(&path.child("completionTime"), &status.completion_time, detail);
-        }
-        if let (Some(start), Some(end)) = (&status.start_time, &status.completion_time)
-            && end.0 < start.0
-        {
-            let detail = "completionTime cannot be set before startTime";
-            errors.invalid(&path.child("completionTime"), &status.completion_time, detail);
-        }
+        job_status::validate_update(new, old, errors);
     }
 
     fn cells(object: &Value, typed: &api::Job, now: Timestamp) -> Vec<Value> {
@@ -284,17 +256,11 @@ fn restarts(spec: &api::JobSpec, path: &Path, errors: &mut Errors) {
         // Said by the check of the template.
         "" => {}
         "Always" => errors.required(path, "valid values: \"OnFailure\", \"Never\""),
+        "OnFailure" if spec.pod_failure_policy.is_some() => {
+            errors.invalid(path, policy, "only \"Never\" is supported when podFailurePolicy is specified");
+        }
         policy if RESTART_POLICIES.contains(&policy) => {}
         policy => errors.not_supported(path, policy, RESTART_POLICIES),
-    }
-    let needs_never = [
-        ("podFailurePolicy", spec.pod_failure_policy.is_some()),
-        ("backoffLimitPerIndex", spec.backoff_limit_per_index.is_some()),
-    ];
-    for (key, given) in needs_never {
-        if given && policy != "Never" {
-            errors.invalid(path, policy, format!("only \"Never\" is supported when {key} is specified"));
-        }
     }
 }
 
@@ -307,11 +273,14 @@ fn indexing(spec: &api::JobSpec, path: &Path, errors: &mut Errors) {
         if per_index.is_some() {
             errors.invalid(&path.child("backoffLimitPerIndex"), per_index, "requires indexed completion mode");
         }
+        if let Some(failed) = spec.max_failed_indexes {
+            errors.invalid(&path.child("maxFailedIndexes"), failed, "requires indexed completion mode");
+        }
         return;
     }
-    let Some(completions) = spec.completions else {
-        return errors.required(&path.child("completions"), format!("when completion mode is {INDEXED}"));
-    };
+    if spec.completions.is_none() {
+        errors.required(&path.child("completions"), format!("when completion mode is {INDEXED}"));
+    }
     let parallelism = spec.parallelism.unwrap_or(0);
     let at = path.child("parallelism");
     if parallelism > MAX_INDEXED_PARALLELISM {
@@ -321,9 +290,13 @@ fn indexing(spec: &api::JobSpec, path: &Path, errors: &mut Errors) {
     }
     let most_failed = path.child("maxFailedIndexes");
     let failed = spec.max_failed_indexes;
-    if failed.is_some_and(|failed| failed > completions) {
+    if failed.is_some_and(|failed| spec.completions.is_some_and(|completions| failed > completions)) {
         errors.invalid(&most_failed, failed, "must be less than or equal to completions");
     }
+    if failed.is_some_and(|failed| failed > MAX_FAILED_INDEXES) {
+        errors.invalid(&most_failed, failed, format!("must be less than or equal to {MAX_FAILED_INDEXES}"));
+    }
+    let completions = spec.completions.unwrap_or(0);
     if completions <= MANY_COMPLETIONS || per_index.is_none() {
         return;
     }
@@ -363,7 +336,8 @@ fn completions(new: &api::JobSpec, old: &api::JobSpec, path: &Path, errors: &mut
     if new.completion_mode.as_deref() != Some(INDEXED) {
         return errors.immutable(&at, &new.completions, &old.completions);
     }
-    if new.completions != old.completions && (new.completions.is_none() || new.completions != new.parallelism) {
+    // That it is missing is said elsewhere.
+    if new.completions.is_some() && new.completions != old.completions && new.completions != new.parallelism {
         let detail = format!("can only be modified in tandem with {}", path.child("parallelism"));
         errors.invalid(&at, new.completions, detail);
     }
@@ -415,10 +389,6 @@ fn restore(new: &mut PodTemplateSpec, old: &PodTemplateSpec) {
     for (new, old) in containers.chain(init) {
         new.resources = old.resources.clone();
     }
-}
-
-fn is(status: &api::JobStatus, condition: &str) -> bool {
-    status.conditions.iter().flatten().any(|found| found.type_ == condition && found.status == "True")
 }
 
 fn shown_status(job: &api::Job, status: &api::JobStatus) -> &'static str {

@@ -2,9 +2,10 @@
 
 mod cron_job;
 mod job;
+mod job_status;
 mod policies;
 mod schedule;
 
 pub use cron_job::CronJob;
 pub use job::Job;
-pub use schedule::{Calendar, Schedule};
+pub use schedule::{Calendar, Schedule, time_zone};

@@ -29,10 +29,10 @@ pub fn failure(policy: &api::PodFailurePolicy, spec: &api::JobSpec, path: &Path,
         let conditions = rule.on_pod_conditions.as_ref().filter(|list| !list.is_empty());
         match (&rule.on_exit_codes, conditions) {
             (Some(_), Some(_)) => {
-                errors.invalid(&at, rule, "specifying both OnExitCodes and OnPodConditions is not supported");
+                errors.invalid_whole(&at, "specifying both OnExitCodes and OnPodConditions is not supported");
             }
             (None, None) => {
-                errors.invalid(&at, rule, "specifying one of OnExitCodes and OnPodConditions is required");
+                errors.invalid_whole(&at, "specifying one of OnExitCodes and OnPodConditions is required");
             }
             _ => {}
         }
@@ -116,7 +116,7 @@ pub fn success(policy: &api::SuccessPolicy, completions: i32, path: &Path, error
             if indexes.len() > MAX_INDEXES_BYTES {
                 errors.too_long(&at, MAX_INDEXES_BYTES);
             }
-            count_indexes(indexes, completions)
+            self::indexes(indexes, completions)
                 .map_err(|why| errors.invalid(&at, indexes, format!("error parsing succeededIndexes: {why}")))
                 .ok()
         });
@@ -137,29 +137,12 @@ pub fn success(policy: &api::SuccessPolicy, completions: i32, path: &Path, error
 }
 
 /// How many indexes `1,3-5` names: ascending, below `completions`.
-fn count_indexes(text: &str, completions: i32) -> Result<i32, String> {
+pub fn indexes(text: &str, completions: i32) -> Result<i32, String> {
     let (mut total, mut previous) = (0, None);
-    let parse = |text: &str| -> Result<i32, String> {
-        let value = text.parse().map_err(|_| format!("cannot convert string to integer for index: {text:?}"))?;
-        if (0..completions).contains(&value) { Ok(value) } else { Err(format!("too large index: {text:?}")) }
-    };
     for interval in text.split(',').filter(|_| !text.is_empty()) {
-        let (first, last) = match interval.split('-').collect::<Vec<_>>()[..] {
-            [one] => (parse(one)?, parse(one)?),
-            [first, last] => (parse(first)?, parse(last)?),
-            _ => {
-                return Err(format!(
-                    "the fragment {interval:?} violates the requirement that an index interval can have at most two parts separated by '-'"
-                ));
-            }
-        };
-        let ascending =
-            |previous: i32, current: i32| format!("non-increasing order, previous: {previous}, current: {current}");
+        let (first, last) = index_interval(interval, completions)?;
         if let Some(previous) = previous.filter(|previous| *previous >= first) {
-            return Err(ascending(previous, first));
-        }
-        if interval.contains('-') && first >= last {
-            return Err(ascending(first, last));
+            return Err(not_ascending(previous, first));
         }
         total += last - first + 1;
         previous = Some(last);
@@ -167,12 +150,34 @@ fn count_indexes(text: &str, completions: i32) -> Result<i32, String> {
     Ok(total)
 }
 
+/// The ends of `3-5`, or of `3`.
+pub fn index_interval(interval: &str, completions: i32) -> Result<(i32, i32), String> {
+    let parse = |text: &str| -> Result<i32, String> {
+        let value = text.parse().map_err(|_| format!("cannot convert string to integer for index: {text:?}"))?;
+        if value < completions { Ok(value) } else { Err(format!("too large index: {text:?}")) }
+    };
+    match interval.split('-').collect::<Vec<_>>()[..] {
+        [one] => Ok((parse(one)?, parse(one)?)),
+        [first, last] => {
+            let (first, last) = (parse(first)?, parse(last)?);
+            if first >= last { Err(not_ascending(first, last)) } else { Ok((first, last)) }
+        }
+        _ => Err(format!(
+            "the fragment {interval:?} violates the requirement that an index interval can have at most two parts separated by '-'"
+        )),
+    }
+}
+
+fn not_ascending(previous: i32, current: i32) -> String {
+    format!("non-increasing order, previous: {previous}, current: {current}")
+}
+
 #[cfg(test)]
 mod tests {
-    use super::count_indexes;
+    use super::indexes;
 
     #[test]
-    fn indexes() {
+    fn index_texts() {
         for (text, expected) in [
             ("", Ok(0)),
             ("1", Ok(1)),
@@ -182,7 +187,7 @@ mod tests {
             ("4-4", Err("non-increasing order, previous: 4, current: 4")),
             ("a", Err(r#"cannot convert string to integer for index: "a""#)),
         ] {
-            assert_eq!(count_indexes(text, 10), expected.map_err(str::to_owned), "{text}");
+            assert_eq!(indexes(text, 10), expected.map_err(str::to_owned), "{text}");
         }
     }
 }

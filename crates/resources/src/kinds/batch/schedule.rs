@@ -1,10 +1,11 @@
 //! The five-field crontab notation of CronJobs, with its macros.
 //!
-//! Knows no time zone and no clock: a schedule only says which minutes it means. Messages are those
-//! of the parser upstream uses.
+//! Knows no clock: a schedule only says which minutes it means. Messages are those of the parser upstream uses.
 
+use std::num::IntErrorKind;
 use std::ops::RangeInclusive;
 
+use jiff::tz::TimeZone;
 use machinery::duration;
 
 /// When to run. Each set has bit `n` for the value `n`.
@@ -23,7 +24,7 @@ pub struct Calendar {
     pub months: u64,
     /// Sunday is 0.
     pub weekdays: u64,
-    /// Whether the field was `*`; when neither is, a day matches by either of the two.
+    /// Whether the field is any day (`*`, but not `*/2`); when neither is, a day matches by either of the two.
     pub any_day: bool,
     pub any_weekday: bool,
 }
@@ -45,9 +46,13 @@ impl Schedule {
         if text.is_empty() {
             return Err("empty spec string".into());
         }
-        // Checked by the caller, which knows whether a zone may be named here.
+        // Whether a zone may be named here, the caller knows.
         let text = match text.strip_prefix("CRON_TZ=").or_else(|| text.strip_prefix("TZ=")) {
-            Some(zoned) => zoned.split_once(' ').map_or("", |(_, rest)| rest.trim()),
+            Some(zoned) => {
+                let (zone, rest) = zoned.split_once(' ').unwrap_or((zoned, ""));
+                time_zone(zone).map_err(|error| format!("provided bad location {zone}: {error}"))?;
+                rest.trim()
+            }
             None => text,
         };
         if let Some(period) = text.strip_prefix("@every ") {
@@ -64,21 +69,34 @@ impl Schedule {
     }
 }
 
+/// A zone by its name in the IANA database, to the letter; the empty name is UTC.
+pub fn time_zone(name: &str) -> Result<TimeZone, String> {
+    if name.is_empty() {
+        return Ok(TimeZone::UTC);
+    }
+    if name == "Local" {
+        return Ok(TimeZone::system());
+    }
+    let zone = TimeZone::get(name).ok().filter(|zone| zone.iana_name() == Some(name) && !zone.is_unknown());
+    zone.ok_or_else(|| format!("unknown time zone {name}"))
+}
+
 impl Calendar {
     fn parse(text: &str) -> Result<Calendar, String> {
         let fields: Vec<&str> = text.split_whitespace().collect();
-        let [minutes, hours, days, months, weekdays] = fields[..] else {
+        if fields.len() != 5 {
             return Err(format!("expected exactly 5 fields, found {}: [{}]", fields.len(), fields.join(" ")));
-        };
-        let any = |field: &str| field.split(',').any(|part| part.starts_with(['*', '?']));
+        }
+        let field = |at: usize, bounds, names| set(fields[at], bounds, names);
+        let ((days, any_day), (weekdays, any_weekday)) = (field(2, 1..=31, &[])?, field(4, 0..=6, WEEKDAYS)?);
         Ok(Calendar {
-            minutes: set(minutes, 0..=59, &[])?,
-            hours: set(hours, 0..=23, &[])?,
-            days: set(days, 1..=31, &[])?,
-            months: set(months, 1..=12, MONTHS)?,
-            weekdays: set(weekdays, 0..=6, WEEKDAYS)?,
-            any_day: any(days),
-            any_weekday: any(weekdays),
+            minutes: field(0, 0..=59, &[])?.0,
+            hours: field(1, 0..=23, &[])?.0,
+            days,
+            months: field(3, 1..=12, MONTHS)?.0,
+            weekdays,
+            any_day,
+            any_weekday,
         })
     }
 
@@ -92,30 +110,36 @@ impl Calendar {
     }
 }
 
-fn set(field: &str, bounds: RangeInclusive<u64>, names: &[&str]) -> Result<u64, String> {
-    field.split(',').filter(|part| !part.is_empty()).try_fold(0, |set, part| Ok(set | range(part, &bounds, names)?))
+/// The values of a field, and whether it is unrestricted.
+fn set(field: &str, bounds: RangeInclusive<u64>, names: &[&str]) -> Result<(u64, bool), String> {
+    let parts = field.split(',').filter(|part| !part.is_empty());
+    parts.map(|part| range(part, &bounds, names)).try_fold((0, false), |(set, any), part| {
+        let (values, all) = part?;
+        Ok((set | values, any || all))
+    })
 }
 
 /// `*`, `5`, `1-5`, each with an optional `/step`.
-fn range(part: &str, bounds: &RangeInclusive<u64>, names: &[&str]) -> Result<u64, String> {
+fn range(part: &str, bounds: &RangeInclusive<u64>, names: &[&str]) -> Result<(u64, bool), String> {
     let (least, most) = (*bounds.start(), *bounds.end());
     let pieces: Vec<&str> = part.split('/').collect();
-    let (span, step) = match pieces[..] {
-        [span] => (span, None),
-        [span, step] => (span, Some(number(step, &[])?)),
-        _ => return Err(format!("too many slashes: {part}")),
-    };
-    let ends: Vec<&str> = span.split('-').collect();
-    let (start, end) = match ends[..] {
-        ["*" | "?"] => (least, most),
-        // `5/10` means from five on.
-        [one] => {
-            let start = number(one, names)?;
-            (start, if step.is_some() { most } else { start })
-        }
-        [start, end] => (number(start, names)?, number(end, names)?),
+    let ends: Vec<&str> = pieces[0].split('-').collect();
+    let (start, mut end, mut any) = match ends[..] {
+        // Whatever follows a hyphen after a star is ignored.
+        ["*" | "?", ..] => (least, most, true),
+        [one] => number(one, names).map(|value| (value, value, false))?,
+        [start, end] => (number(start, names)?, number(end, names)?, false),
         _ => return Err(format!("too many hyphens: {part}")),
     };
+    let step = match pieces[..] {
+        [_] => 1,
+        [_, step] => number(step, &[])?,
+        _ => return Err(format!("too many slashes: {part}")),
+    };
+    if pieces.len() == 2 && ends.len() == 1 {
+        end = most; // `5/10` means from five on
+    }
+    any &= step <= 1;
     if start < least {
         return Err(format!("beginning of range ({start}) below minimum ({least}): {part}"));
     }
@@ -125,11 +149,11 @@ fn range(part: &str, bounds: &RangeInclusive<u64>, names: &[&str]) -> Result<u64
     if start > end {
         return Err(format!("beginning of range ({start}) beyond end of range ({end}): {part}"));
     }
-    let step = step.unwrap_or(1);
     if step == 0 {
         return Err(format!("step of range should be a positive number: {part}"));
     }
-    Ok((start..=end).step_by(usize::try_from(step).unwrap_or(usize::MAX)).fold(0, |set, value| set | 1 << value))
+    let step = usize::try_from(step).unwrap_or(usize::MAX);
+    Ok(((start..=end).step_by(step).fold(0, |set, value| set | 1 << value), any))
 }
 
 fn number(text: &str, names: &[&str]) -> Result<u64, String> {
@@ -137,8 +161,10 @@ fn number(text: &str, names: &[&str]) -> Result<u64, String> {
     match (named, text.parse::<i64>()) {
         (Some(value), _) => Ok(value as u64),
         (None, Ok(value)) => u64::try_from(value).map_err(|_| format!("negative number ({value}) not allowed: {text}")),
-        (None, Err(_)) => {
-            Err(format!("failed to parse int from {text}: strconv.Atoi: parsing {text:?}: invalid syntax"))
+        (None, Err(error)) => {
+            let overflow = matches!(error.kind(), IntErrorKind::PosOverflow | IntErrorKind::NegOverflow);
+            let why = if overflow { "value out of range" } else { "invalid syntax" };
+            Err(format!("failed to parse int from {text}: strconv.Atoi: parsing {text:?}: {why}"))
         }
     }
 }
@@ -164,10 +190,32 @@ mod tests {
         assert_eq!(calendar("0 0 1 JAN-mar mon").months, bits(&[1, 2, 3]));
         assert_eq!(calendar("@hourly"), calendar("0 * * * *"));
         assert_eq!(calendar("TZ=UTC 0 * * * *"), calendar("0 * * * *"));
+        assert_eq!(calendar("CRON_TZ=Asia/Tokyo   0 * * * *"), calendar("0 * * * *"));
+        assert_eq!(calendar("  0  *   * * ? "), calendar("0 * * * *"));
+        assert_eq!(calendar("* */1 * * ?"), calendar("* * * * *"));
+        assert_eq!(calendar("*-7 * * * *"), calendar("* * * * *"));
+        assert_eq!(calendar("0,,30, * * * *").minutes, bits(&[0, 30]));
+        assert_eq!(calendar("10-30/10 * * * *").minutes, bits(&[10, 20, 30]));
+        assert_eq!(calendar("*/61 * * * *").minutes, bits(&[0]));
+        assert_eq!(calendar("0 0 * * SUN,Tue-thu").weekdays, bits(&[0, 2, 3, 4]));
+        for (name, fields) in MACROS {
+            assert_eq!(calendar(name), calendar(fields), "{name}");
+        }
+        assert_eq!(Schedule::parse("@every 500ms"), Ok(Schedule::Every(1)));
         assert_eq!(Schedule::parse("@every 1h30m"), Ok(Schedule::Every(5400)));
         for (text, expected) in [
             ("* * * *", "expected exactly 5 fields, found 4: [* * * *]"),
+            ("* * * * * *", "expected exactly 5 fields, found 6: [* * * * * *]"),
+            ("", "empty spec string"),
             ("@often", "unrecognized descriptor: @often"),
+            ("@Daily", "unrecognized descriptor: @Daily"),
+            ("@every soon", r#"failed to parse duration @every soon: time: invalid duration "soon""#),
+            ("TZ=Mars/Base 0 * * * *", "provided bad location Mars/Base: unknown time zone Mars/Base"),
+            ("* * * * 7", "end of range (7) above maximum (6): 7"),
+            ("* * * 13 *", "end of range (13) above maximum (12): 13"),
+            ("* 1/2/3 * * *", "too many slashes: 1/2/3"),
+            ("-1 * * * *", r#"failed to parse int from : strconv.Atoi: parsing "": invalid syntax"#),
+            ("*/-2 * * * *", "negative number (-2) not allowed: -2"),
             ("60 * * * *", "end of range (60) above maximum (59): 60"),
             ("* * 0 * *", "beginning of range (0) below minimum (1): 0"),
             ("* 5-3 * * *", "beginning of range (5) beyond end of range (3): 5-3"),
@@ -190,5 +238,24 @@ mod tests {
         assert!(!matches("0 0 13 * 5", 1, 1));
         assert!(!matches("0 0 13 * *", 1, 5));
         assert!(!matches("0 0 * * 5", 13, 1));
+        assert!(!matches("0 0 */1 * 5", 13, 1));
+        assert!(matches("0 0 */2 * 5", 13, 1), "a step restricts the field");
+    }
+
+    #[test]
+    fn zones_are_named_to_the_letter() {
+        for (name, known) in [
+            ("", true),
+            ("UTC", true),
+            ("Etc/UTC", true),
+            ("Europe/Paris", true),
+            ("US/Pacific", true),
+            ("EST5EDT", true),
+            ("europe/paris", false),
+            ("Etc/Unknown", false),
+            ("Mars/Base", false),
+        ] {
+            assert_eq!(time_zone(name).is_ok(), known, "{name}");
+        }
     }
 }
