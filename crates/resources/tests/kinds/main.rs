@@ -1,5 +1,6 @@
 //! Table tests of the built-in kinds, through the interface the API server uses.
 
+mod apps;
 mod autoscaling;
 mod batch;
 mod cluster;

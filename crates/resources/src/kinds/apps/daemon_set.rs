@@ -6,7 +6,7 @@ use machinery::field::Path;
 use machinery::table::Column;
 use serde_json::{Value, json};
 
-use super::{default_template, int_or_percent, is_zero, validate_workload, wide_cells};
+use super::{collisions, default_template, int_or_percent, is_zero, validate_workload, wide_cells};
 use crate::facts::{Facts, Subresource};
 use crate::pod;
 use crate::print;
@@ -66,12 +66,11 @@ impl Kind for DaemonSet {
         errors.non_negative(&path.child("revisionHistoryLimit"), spec.revision_history_limit);
         let Some(strategy) = &spec.update_strategy else { return };
         let at = path.child("updateStrategy");
-        errors.one_of(&at.child("type"), Some(text(&strategy.type_)), &["OnDelete", "RollingUpdate"]);
-        let at = at.child("rollingUpdate");
-        match &strategy.rolling_update {
-            Some(rolling) if text(&strategy.type_) == "RollingUpdate" => rolling_update(rolling, &at, errors),
-            None if text(&strategy.type_) == "RollingUpdate" => errors.required(&at, ""),
-            _ => {}
+        match (text(&strategy.type_), &strategy.rolling_update) {
+            ("RollingUpdate", Some(rolling)) => rolling_update(rolling, &at.child("rollingUpdate"), errors),
+            ("RollingUpdate", None) => errors.required(&at.child("rollingUpdate"), ""),
+            ("OnDelete", _) => {}
+            _ => errors.not_supported(&at, strategy, &["RollingUpdate", "OnDelete"]),
         }
     }
 
@@ -80,6 +79,24 @@ impl Kind for DaemonSet {
         if let (Some(new), Some(old)) = (&new.spec, &old.spec) {
             errors.immutable(&Path::new("spec").child("selector"), &new.selector, &old.selector);
         }
+    }
+
+    fn validate_status_update(new: &api::DaemonSet, old: &api::DaemonSet, errors: &mut Errors) {
+        let (Some(status), path) = (&new.status, Path::new("status")) else { return };
+        for (key, count) in [
+            ("currentNumberScheduled", Some(status.current_number_scheduled)),
+            ("numberMisscheduled", Some(status.number_misscheduled)),
+            ("desiredNumberScheduled", Some(status.desired_number_scheduled)),
+            ("numberReady", Some(status.number_ready)),
+            ("updatedNumberScheduled", status.updated_number_scheduled),
+            ("numberAvailable", status.number_available),
+            ("numberUnavailable", status.number_unavailable),
+        ] {
+            errors.non_negative(&path.child(key), count);
+        }
+        errors.non_negative(&path.child("observedGeneration"), status.observed_generation);
+        let before = old.status.as_ref().and_then(|status| status.collision_count);
+        collisions(status.collision_count, before, &path, errors);
     }
 
     fn cells(object: &Value, typed: &api::DaemonSet, now: Timestamp) -> Vec<Value> {
@@ -116,7 +133,7 @@ fn rolling_update(rolling: &api::RollingUpdateDaemonSet, path: &Path, errors: &m
     int_or_percent(surge, true, &path.child("maxSurge"), errors);
     match (is_zero(unavailable), is_zero(surge)) {
         (true, true) => {
-            errors.invalid(&path.child("maxUnavailable"), unavailable, "cannot be 0 when maxSurge is 0");
+            errors.required(&path.child("maxUnavailable"), "cannot be 0 when maxSurge is 0");
         }
         (false, false) => {
             errors.invalid(&path.child("maxSurge"), surge, "may not be set when maxUnavailable is non-zero");

@@ -34,7 +34,12 @@ fn default_template(object: &mut Value) {
 /// What all workloads with a template and a selector must satisfy.
 fn validate_workload(labels: &LabelSelector, template: &PodTemplateSpec, kind: &str, path: &Path, errors: &mut Errors) {
     selector::of_workload(labels, template, kind, path, errors);
-    pod::replicas_template(template, kind, &path.child("template"), errors);
+    let owner = match kind {
+        "statefulset" => "StatefulSet",
+        "daemonset" => "DaemonSet",
+        _ => "ReplicaSet",
+    };
+    pod::replicas_template(template, owner, &path.child("template"), errors);
 }
 
 /// The wide columns of a workload.
@@ -59,6 +64,15 @@ pub(crate) fn int_or_percent(value: Option<&IntOrString>, bounded: bool, path: &
             errors.all_invalid(path, text, wrong);
         }
         _ => {}
+    }
+}
+
+/// How many revisions met in one hash: never fewer than before.
+fn collisions(new: Option<i32>, old: Option<i32>, status: &Path, errors: &mut Errors) {
+    let at = status.child("collisionCount");
+    errors.non_negative(&at, new);
+    if old.is_some_and(|old| new.unwrap_or(0) < old) {
+        errors.invalid(&at, new.unwrap_or(0), "cannot be decremented");
     }
 }
 

@@ -7,7 +7,7 @@ use machinery::names;
 use machinery::table::Column;
 use serde_json::{Value, json};
 
-use super::{default_template, int_or_percent, is_zero, validate_workload};
+use super::{collisions, default_template, int_or_percent, is_zero, validate_workload};
 use crate::facts::{Facts, Subresource};
 use crate::kinds::core::persistent_volume_claim;
 use crate::pod;
@@ -66,8 +66,12 @@ impl Kind for StatefulSet {
         let path = Path::new("spec");
         let default = api::StatefulSetSpec::default();
         let spec = object.spec.as_ref().unwrap_or(&default);
-        let policies = &["OrderedReady", "Parallel"];
-        errors.one_of(&path.child("podManagementPolicy"), spec.pod_management_policy.as_deref(), policies);
+        let at = path.child("podManagementPolicy");
+        match text(&spec.pod_management_policy) {
+            "" => errors.required(&at, ""),
+            "OrderedReady" | "Parallel" => {}
+            other => errors.invalid(&at, other, "must be 'OrderedReady' or 'Parallel'"),
+        }
         update_strategy(spec, &path.child("updateStrategy"), errors);
         retention(spec, &path.child("persistentVolumeClaimRetentionPolicy"), errors);
         errors.non_negative(&path.child("replicas"), spec.replicas);
@@ -100,6 +104,30 @@ impl Kind for StatefulSet {
         }
     }
 
+    fn validate_status_update(new: &api::StatefulSet, old: &api::StatefulSet, errors: &mut Errors) {
+        let (Some(status), path) = (&new.status, Path::new("status")) else { return };
+        let counts = [
+            ("readyReplicas", status.ready_replicas),
+            ("currentReplicas", status.current_replicas),
+            ("updatedReplicas", status.updated_replicas),
+            ("availableReplicas", status.available_replicas),
+        ];
+        errors.non_negative(&path.child("replicas"), Some(status.replicas));
+        counts.into_iter().for_each(|(key, count)| errors.non_negative(&path.child(key), count));
+        errors.non_negative(&path.child("observedGeneration"), status.observed_generation);
+        for (key, count) in counts {
+            if let Some(count) = count.filter(|count| *count > status.replicas) {
+                errors.invalid(&path.child(key), count, "cannot be greater than status.replicas");
+            }
+        }
+        if let Some(available) = status.available_replicas.filter(|count| *count > status.ready_replicas.unwrap_or(0)) {
+            let detail = "cannot be greater than status.readyReplicas";
+            errors.invalid(&path.child("availableReplicas"), available, detail);
+        }
+        let before = old.status.as_ref().and_then(|status| status.collision_count);
+        collisions(status.collision_count, before, &path, errors);
+    }
+
     fn cells(object: &Value, typed: &api::StatefulSet, now: Timestamp) -> Vec<Value> {
         let default = api::StatefulSetSpec::default();
         let spec = typed.spec.as_ref().unwrap_or(&default);
@@ -122,15 +150,16 @@ impl Kind for StatefulSet {
 
 fn update_strategy(spec: &api::StatefulSetSpec, path: &Path, errors: &mut Errors) {
     let Some(strategy) = &spec.update_strategy else { return };
-    let type_ = text(&strategy.type_);
-    errors.one_of(&path.child("type"), Some(type_), &["OnDelete", "RollingUpdate"]);
-    let Some(rolling) = &strategy.rolling_update else { return };
     let at = path.child("rollingUpdate");
-    if type_ == "OnDelete" {
-        let detail = "only allowed for updateStrategy 'RollingUpdate'";
-        errors.invalid(&at, rolling, detail);
-        return;
-    }
+    let rolling = match (text(&strategy.type_), &strategy.rolling_update) {
+        ("", _) => return errors.required(path, ""),
+        ("RollingUpdate", Some(rolling)) => rolling,
+        ("OnDelete", Some(rolling)) => {
+            return errors.invalid(&at, rolling, "only allowed for updateStrategy 'RollingUpdate'");
+        }
+        ("RollingUpdate" | "OnDelete", None) => return,
+        _ => return errors.invalid(path, strategy, "must be 'RollingUpdate' or 'OnDelete'"),
+    };
     errors.non_negative(&at.child("partition"), rolling.partition);
     if let Some(unavailable) = &rolling.max_unavailable {
         int_or_percent(Some(unavailable), true, &at.child("maxUnavailable"), errors);
