@@ -131,7 +131,10 @@ impl StatefulSetController {
         let reason = |start: &str| format!("{start}{}{}", verb[..1].to_uppercase(), &verb[1..]);
         match outcome {
             Ok(done) => {
-                let text = format!("{verb} {what} in StatefulSet {name} successful");
+                let text = format!(
+                    "{verb} {what} in StatefulSet {name} success{}",
+                    if what.starts_with("Claim") { "" } else { "ful" }
+                );
                 self.events.event(set, EventType::Normal, &reason("Successful"), text);
                 Ok(done)
             }

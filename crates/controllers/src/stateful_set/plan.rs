@@ -73,19 +73,35 @@ impl View<'_> {
         self.start() + rolling.and_then(|rolling| rolling.partition).unwrap_or(0)
     }
 
-    /// Percentages round down, and one pod may always be unavailable.
-    fn max_unavailable(&self) -> usize {
+    /// How many pods may be unavailable, if the set says so. Percentages round down, and one always may.
+    fn max_unavailable(&self) -> Option<usize> {
         let rolling = self.spec.update_strategy.as_ref().and_then(|strategy| strategy.rolling_update.as_ref());
-        let number = match rolling.and_then(|rolling| rolling.max_unavailable.as_ref()) {
-            None => 1,
-            Some(IntOrString::Int(number)) => *number,
-            Some(IntOrString::String(text)) => text.trim_end_matches('%').parse().unwrap_or(0) * self.replicas() / 100,
+        let number = match rolling.and_then(|rolling| rolling.max_unavailable.as_ref())? {
+            IntOrString::Int(number) => *number,
+            IntOrString::String(text) => text.trim_end_matches('%').parse().unwrap_or(0) * self.replicas() / 100,
         };
-        number.max(1) as usize
+        Some(number.max(1) as usize)
     }
 
     fn is_available(&self, pod: &Pod) -> bool {
         is_running(pod) && pods::is_available(pod, self.spec.min_ready_seconds.unwrap_or(0), self.now)
+    }
+
+    fn is_usable(&self, pod: &Pod) -> bool {
+        self.is_available(pod) && !pods::is_terminating(pod)
+    }
+
+    fn is_old(&self, pod: &Pod) -> bool {
+        pod_revision(&pod.metadata) != self.update && !pods::is_terminating(pod)
+    }
+
+    /// With Parallel, an old pod that does not work costs nothing to replace.
+    fn is_free(&self, pod: &Pod) -> bool {
+        !self.is_ordered() && self.is_old(pod) && !self.is_available(pod)
+    }
+
+    fn counts_as_missing(&self, slot: &Option<Arc<Pod>>) -> bool {
+        slot.as_ref().is_none_or(|pod| !self.is_usable(pod) && !self.is_free(pod))
     }
 
     pub fn is_condemned(&self, ordinal: i32) -> bool {
@@ -130,7 +146,6 @@ fn split(view: &View, pods: &[Arc<Pod>]) -> (Vec<Option<Arc<Pod>>>, Vec<Arc<Pod>
 
 /// False if nothing after may be done in this pass.
 fn fill(view: &View, replicas: &[Option<Arc<Pod>>], plan: &mut Plan) -> bool {
-    let mut settled = true;
     for (ordinal, slot) in (view.start()..).zip(replicas) {
         let Some(pod) = slot else {
             let updated = !view.rolls() || ordinal >= view.partition();
@@ -148,36 +163,29 @@ fn fill(view: &View, replicas: &[Option<Arc<Pod>>], plan: &mut Plan) -> bool {
             if view.is_ordered() {
                 return false;
             }
-            settled = false;
             continue;
         }
         if pods::phase(pod) == "Pending" {
             plan.actions.push(Action::Claims { ordinal });
         }
-        if view.is_ordered() && !view.is_available(pod) {
-            // A broken pod of a revision that is being replaced anyway must not hold up its own replacement.
-            let stuck = view.rolls() && ordinal >= view.partition() && pod_revision(&pod.metadata) != view.update;
-            if stuck && !is_running(pod) && !pods::is_terminating(pod) {
-                plan.actions.push(Action::Delete(pod.clone()));
-            }
-            return false;
-        }
-        if view.is_ordered() && pods::is_terminating(pod) {
+        // As upstream, this also waits for a broken pod of a revision that has been replaced: only its user knows whether
+        // deleting it loses data.
+        if view.is_ordered() && !view.is_usable(pod) {
             return false;
         }
         if super::identity::identify(&mut pod.as_ref().clone(), ordinal) {
             plan.actions.push(Action::Identify { ordinal, pod: pod.clone() });
         }
     }
-    settled
+    true
 }
 
 fn shrink(view: &View, replicas: &[Option<Arc<Pod>>], condemned: &[Arc<Pod>], plan: &mut Plan) -> bool {
     let all = || replicas.iter().flatten().chain(condemned.iter().rev());
-    let first_unhealthy = all().find(|pod| !is_running(pod) || pods::is_terminating(pod));
+    let first_unavailable = all().find(|pod| !view.is_usable(pod));
     for pod in condemned {
         let ordered = view.is_ordered();
-        let first = first_unhealthy.is_some_and(|first| first.metadata.uid == pod.metadata.uid);
+        let first = first_unavailable.is_some_and(|first| first.metadata.uid == pod.metadata.uid);
         if pods::is_terminating(pod) {
             if ordered {
                 return false;
@@ -195,30 +203,34 @@ fn shrink(view: &View, replicas: &[Option<Arc<Pod>>], condemned: &[Arc<Pod>], pl
     true
 }
 
-/// Deletes pods of other revisions, highest ordinal first: those that are not available anyway, and as many available
-/// ones as may be missing.
+/// Deletes pods of other revisions, highest ordinal first: one, if none above it is unavailable, or as many as the set
+/// allows.
 fn update(view: &View, replicas: &[Option<Arc<Pod>>], plan: &mut Plan) {
-    let usable = |pod: &Pod| view.is_available(pod) && !pods::is_terminating(pod);
-    let missing = replicas.iter().filter(|slot| slot.as_ref().is_none_or(|pod| !usable(pod))).count();
-    let mut budget = view.max_unavailable().saturating_sub(missing);
     let doomed = |pod: &Arc<Pod>| {
         plan.actions.iter().any(|action| matches!(action, Action::Delete(other) if Arc::ptr_eq(other, pod)))
     };
-    let mut delete = Vec::new();
-    for (place, slot) in replicas.iter().enumerate().rev() {
-        let ordinal = view.start() + place as i32;
-        let Some(pod) = slot.as_ref().filter(|_| ordinal >= view.partition()) else { continue };
-        if pods::is_terminating(pod) || pod_revision(&pod.metadata) == view.update || doomed(pod) {
-            continue;
+    let updated = (view.partition() - view.start()).max(0) as usize..;
+    let candidates = replicas.get(updated).unwrap_or_default().iter().rev();
+    let delete: Vec<_> = match view.max_unavailable() {
+        None => {
+            let settled =
+                |slot: &&Option<Arc<Pod>>| slot.as_ref().is_some_and(|pod| view.is_usable(pod) && !view.is_old(pod));
+            let next = candidates.skip_while(settled).next().and_then(Option::as_ref);
+            next.filter(|pod| view.is_old(pod) && !doomed(pod)).into_iter().collect()
         }
-        if usable(pod) {
-            if budget == 0 {
-                break;
-            }
-            budget -= 1;
+        Some(limit) => {
+            let mut budget = limit.saturating_sub(replicas.iter().filter(|slot| view.counts_as_missing(slot)).count());
+            let mut affordable = |pod: &&Arc<Pod>| {
+                let free = view.is_free(pod);
+                let may = free || budget > 0;
+                budget -= usize::from(may && !free);
+                may
+            };
+            let old = candidates.flatten().filter(|pod| view.is_old(pod) && !doomed(pod));
+            old.filter(|pod| affordable(pod)).collect()
         }
-        delete.push(Action::Delete(pod.clone()));
-    }
+    };
+    let delete: Vec<_> = delete.into_iter().cloned().map(Action::Delete).collect();
     plan.actions.extend(delete);
 }
 
@@ -264,7 +276,8 @@ mod tests {
             let name = format!("web-{ordinal}");
             let mut pod = json!({"metadata": {"name": name, "uid": name, "labels": {"controller-revision-hash": revision,
                 "statefulset.kubernetes.io/pod-name": name, "apps.kubernetes.io/pod-index": ordinal}},
-                "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}});
+                "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True",
+                "lastTransitionTime": "2024-01-01T00:00:00Z"}]}});
             match state {
                 "p" => pod["status"] = json!({"phase": "Pending"}),
                 "f" => pod["status"] = json!({"phase": "Failed"}),
@@ -294,6 +307,11 @@ mod tests {
     #[test]
     fn passes() {
         let parallel = json!({"podManagementPolicy": "Parallel"});
+        let with = |spec: &Value, more: Value| {
+            let mut spec = spec.clone();
+            machinery::patch::merge_patch(&mut spec, &more).unwrap();
+            spec
+        };
         let rolling = |rolling: Value| json!({"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": rolling}});
         for (spec, pods, expected) in [
             (json!({}), "", "+0b"),
@@ -317,7 +335,14 @@ mod tests {
             (rolling(json!({"maxUnavailable": 2})), "0r:a 1r:a 2r:a", "-2 -1"),
             (rolling(json!({"maxUnavailable": "70%"})), "0r:a 1r:a 2r:a", "-2 -1"),
             (json!({"updateStrategy": {"type": "OnDelete"}}), "0r:a 1r:a 2r:a", ""),
-            (json!({}), "0r:a 1r:a 2p:broken", "?2 -2"),
+            (json!({}), "0r:a 1r:a 2p:broken", "?2"),
+            (parallel.clone(), "0r:a 1r:a 2p:broken", "?2 -2"),
+            (parallel.clone(), "0p:a 1r:a 2r:a", "?0 -2"),
+            (parallel.clone(), "0p:a 1r:a 2p:b", "?0 ?2"),
+            (parallel.clone(), "0f:b 1r:b 2r:b 3r:b", "-0 -3"),
+            (with(&parallel, rolling(json!({"maxUnavailable": 1}))), "0p:a 1r:a 2r:a", "?0 -2 -0"),
+            (with(&parallel, rolling(json!({"maxUnavailable": 1}))), "0p:a 1r:a 2p:b", "?0 ?2 -0"),
+            (json!({"minReadySeconds": 7200}), "0r:b", ""),
         ] {
             assert_eq!(planned(spec.clone(), pods).0, expected, "{spec} {pods}");
         }
