@@ -70,10 +70,14 @@ pub fn plan(view: &View, nodes: &[Arc<Node>], pods: &[Arc<Pod>]) -> Plan {
         .iter()
         .map(|node| (node.metadata.name.as_deref().unwrap_or_default(), (fit(&view.spec.template, node), Vec::new())))
         .collect();
-    for pod in pods {
-        // Pods of nodes that are gone are the pod collector's.
-        if let Some((_, there)) = node_of(pod).and_then(|node| places.get_mut(node)) {
-            there.push(pod);
+    let mut lost = Vec::new();
+    // What has ended and is being deleted takes no place any more.
+    for pod in pods.iter().filter(|pod| !(pods::is_terminating(pod) && pods::is_finished(pod))) {
+        match node_of(pod).and_then(|node| places.get_mut(node)) {
+            Some((_, there)) => there.push(pod),
+            // Its node is gone before it got there. One that did get there is the pod collector's.
+            None if pods::node_name(pod).is_empty() && !pods::is_terminating(pod) => lost.push(pod.clone()),
+            None => {}
         }
     }
     let mut plan = Plan { status: status(view, &places), ..Plan::default() };
@@ -84,6 +88,7 @@ pub fn plan(view: &View, nodes: &[Arc<Node>], pods: &[Arc<Pod>]) -> Plan {
     if view.set.metadata.deletion_timestamp.is_none() {
         let desired = plan.status.desired_number_scheduled.max(0) as usize;
         let (surge, unavailable) = view.limits(desired);
+        plan.delete = lost;
         places.iter().for_each(|(node, (fit, there))| place(view, node, *fit, there, surge > 0, &mut plan));
         // What is amiss is put right first.
         if view.rolls() && plan.create.is_empty() && plan.delete.is_empty() {
@@ -108,17 +113,28 @@ fn place(view: &View, node: &str, fit: Fit, there: &[&Arc<Pod>], surges: bool, p
     }
     let (ended, mut running): (Vec<&Arc<Pod>>, Vec<_>) = standing().copied().partition(|pod| pods::is_finished(pod));
     plan.ended.extend(ended.into_iter().cloned());
-    let age = |pod: &Arc<Pod>| {
-        let created = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
-        (pods::node_name(pod).is_empty(), !pods::is_ready(pod), created, pod.metadata.name.clone())
-    };
-    running.sort_by_key(|pod| age(pod));
+    running.sort_by_key(|pod| (!pods::is_ready(pod), seniority(pod)));
     if !surges {
         plan.delete.extend(running.into_iter().skip(1).cloned());
         return;
     }
+    if running.is_empty() && fit.should_run {
+        plan.create.push(node.to_owned()); // beside the one that is going
+    }
     let (new, old): (Vec<_>, Vec<_>) = running.into_iter().partition(|pod| view.is_new(pod));
     plan.delete.extend(new.iter().skip(1).chain(old.iter().skip(1)).map(|pod| (*pod).clone()));
+    // The old pod stays only while it serves and the new one does not.
+    if let (Some(new), Some(old)) = (new.first(), old.first())
+        && (!pods::is_ready(old) || view.is_available(new))
+    {
+        plan.delete.push((*old).clone());
+    }
+}
+
+/// Bound pods first, then by age.
+fn seniority(pod: &Pod) -> (bool, Option<Timestamp>, Option<String>) {
+    let created = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    (pods::node_name(pod).is_empty(), created, pod.metadata.name.clone())
 }
 
 type Pair<'a> = (Option<&'a Arc<Pod>>, Option<&'a Arc<Pod>>);
@@ -174,21 +190,20 @@ fn overlap(view: &View, places: &Places, max_surge: usize, max_unavailable: usiz
 
 fn status(view: &View, places: &Places) -> DaemonSetStatus {
     let should: Vec<_> = places.values().filter(|(fit, _)| fit.should_run).map(|(_, there)| there).collect();
-    let nodes =
-        |wanted: &dyn Fn(&Pod) -> bool| should.iter().filter(|there| there.iter().any(|pod| wanted(pod))).count();
-    let desired = should.len();
-    let ready = |pod: &Pod| !pods::is_terminating(pod) && pods::is_ready(pod);
-    let available = nodes(&|pod| ready(pod) && view.is_available(pod));
+    // The oldest pod speaks for its node: while a surge lasts, that is the old one.
+    let pods: Vec<_> = should.iter().filter_map(|there| there.iter().min_by_key(|pod| seniority(pod))).collect();
+    let count = |wanted: &dyn Fn(&Pod) -> bool| pods.iter().filter(|pod| wanted(pod)).count();
+    let (desired, available) = (should.len(), count(&|pod| view.is_available(pod)));
     let some = |number: usize| Some(number as i32).filter(|number| *number > 0);
     let before = view.set.status.clone().unwrap_or_default();
     DaemonSetStatus {
         desired_number_scheduled: desired as i32,
-        current_number_scheduled: nodes(&|_| true) as i32,
+        current_number_scheduled: pods.len() as i32,
         number_misscheduled: places.values().filter(|(fit, there)| !fit.should_run && !there.is_empty()).count() as i32,
-        number_ready: nodes(&ready) as i32,
+        number_ready: count(&pods::is_ready) as i32,
         number_available: some(available),
         number_unavailable: some(desired - available),
-        updated_number_scheduled: some(nodes(&|pod| view.is_new(pod) && !pods::is_terminating(pod))),
+        updated_number_scheduled: some(count(&|pod| view.is_new(pod))),
         observed_generation: view.set.metadata.generation,
         collision_count: before.collision_count,
         conditions: before.conditions,
@@ -200,7 +215,7 @@ mod tests {
     use super::*;
     use serde_json::{Value, json};
 
-    /// `a:r1` is a ready pod of revision 1 on node a; p is pending, t terminating, f failed.
+    /// `a:r1` is a ready pod of revision 1 on node a; p is pending, u not even bound, t terminating, f failed.
     fn planned(strategy: Value, pods: &str) -> (String, DaemonSetStatus) {
         let set: DaemonSet =
             serde_json::from_value(json!({"metadata": {"name": "ds", "uid": "u"}, "spec": {"selector": {},
@@ -218,6 +233,11 @@ mod tests {
                 "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}});
             match state {
                 "p" => pod["status"] = json!({"phase": "Pending"}),
+                "u" => {
+                    pod["spec"] = json!({"containers": [], "affinity": {"nodeAffinity": {
+                    "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchFields": [
+                        {"key": "metadata.name", "operator": "In", "values": [node]}]}]}}}})
+                }
                 "f" => pod["status"] = json!({"phase": "Failed"}),
                 "t" => pod["metadata"]["deletionTimestamp"] = json!("2024-01-01T00:00:00Z"),
                 _ => {}
@@ -244,6 +264,8 @@ mod tests {
             (json!({}), "a:t2 b:r2", ""),
             (json!({}), "a:r2 b:r2 x:r2", "-x:r2"),
             (json!({}), "a:r2 a:p2 b:r2", "-a:p2"),
+            (json!({}), "a:u2 b:r2 gone:r2", ""),
+            (json!({}), "a:u2 b:r2 gone:u2", "-gone:u2"),
             (json!({}), "a:f2 b:r2", "!a:f2"),
             (json!({}), "a:r1 b:r1", "-a:r1"),
             (json!({}), "a:p2 b:r1", ""),
@@ -252,8 +274,10 @@ mod tests {
             (json!({"type": "OnDelete"}), "a:r1 b:r1", ""),
             (surge.clone(), "a:r1 b:r1", "+a"),
             (surge.clone(), "a:r1 a:p2 b:r1", ""),
-            (surge.clone(), "a:r1 a:r2 b:r1", "+b -a:r1"),
-            (surge, "a:p1 b:r2", "+a"),
+            (surge.clone(), "a:r1 a:r2 b:r1", "-a:r1"),
+            (surge.clone(), "a:p1 b:r2", "+a"),
+            (surge.clone(), "a:t1 b:r2", "+a"),
+            (surge, "a:p1 a:p2 b:r1", "-a:p1"),
         ] {
             assert_eq!(planned(strategy.clone(), pods).0, expected, "{strategy} {pods}");
         }
@@ -265,5 +289,7 @@ mod tests {
         assert_eq!((status.desired_number_scheduled, status.current_number_scheduled), (2, 2));
         assert_eq!((status.number_ready, status.number_misscheduled), (1, 1));
         assert_eq!((status.number_unavailable, status.updated_number_scheduled), (Some(1), Some(1)));
+        let surging = planned(json!({"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}), "a:r1 a:r2 b:r2").1;
+        assert_eq!((surging.number_available, surging.updated_number_scheduled), (Some(2), Some(1)));
     }
 }
