@@ -50,6 +50,21 @@ where
     O: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
     D: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
 {
+    claim_with(client, owner, selector, &[], dependents).await
+}
+
+/// As [`claim_all`]; what is adopted gets the finalizers, what is released loses them.
+pub async fn claim_with<O, D>(
+    client: &Client,
+    owner: &O,
+    selector: &Selector,
+    finalizers: &[&str],
+    dependents: Vec<Arc<D>>,
+) -> anyhow::Result<Vec<Arc<D>>>
+where
+    O: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
+    D: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
+{
     let namespace = owner.meta().namespace.clone().unwrap_or_default();
     let api: Api<D> = Api::namespaced(client.clone(), &namespace);
     let mut owned = Vec::with_capacity(dependents.len());
@@ -63,11 +78,11 @@ where
                     ensure_alive(&Api::namespaced(client.clone(), &namespace), owner).await?;
                     owner_lives = true;
                 }
-                if adopt(&api, owner, dependent.as_ref()).await? {
+                if adopt(&api, owner, finalizers, dependent.as_ref()).await? {
                     owned.push(dependent);
                 }
             }
-            Claim::Release => release(&api, owner.meta(), dependent.as_ref()).await?,
+            Claim::Release => release(&api, owner.meta(), finalizers, dependent.as_ref()).await?,
         }
     }
     Ok(owned)
@@ -84,22 +99,28 @@ where
     Ok(())
 }
 
-async fn adopt<O, D>(api: &Api<D>, owner: &O, dependent: &D) -> anyhow::Result<bool>
+async fn adopt<O, D>(api: &Api<D>, owner: &O, finalizers: &[&str], dependent: &D) -> anyhow::Result<bool>
 where
     O: Resource<DynamicType = ()>,
     D: Resource + Clone + DeserializeOwned + std::fmt::Debug,
 {
     let meta = dependent.meta();
-    let patch = json!({"metadata": {"uid": meta.uid, "ownerReferences": [owner_reference(owner)]}});
+    let mut patch = json!({"metadata": {"uid": meta.uid, "ownerReferences": [owner_reference(owner)]}});
+    if !finalizers.is_empty() {
+        patch["metadata"]["finalizers"] = json!(finalizers);
+    }
     patch_owners(api, meta, patch, "adopt").await
 }
 
-async fn release<D>(api: &Api<D>, owner: &ObjectMeta, dependent: &D) -> anyhow::Result<()>
+async fn release<D>(api: &Api<D>, owner: &ObjectMeta, finalizers: &[&str], dependent: &D) -> anyhow::Result<()>
 where
     D: Resource + Clone + DeserializeOwned + std::fmt::Debug,
 {
     let meta = dependent.meta();
-    let patch = json!({"metadata": {"uid": meta.uid, "ownerReferences": [{"$patch": "delete", "uid": owner.uid}]}});
+    let mut patch = json!({"metadata": {"uid": meta.uid, "ownerReferences": [{"$patch": "delete", "uid": owner.uid}]}});
+    if !finalizers.is_empty() {
+        patch["metadata"]["$deleteFromPrimitiveList/finalizers"] = json!(finalizers);
+    }
     patch_owners(api, meta, patch, "release").await.map(drop)
 }
 

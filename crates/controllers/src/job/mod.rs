@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::common::pod_control::{PodControl, candidates};
-use crate::common::{claims, pods, selector, written::Written};
+use crate::common::{claims, pods, selector, selects, written::Written};
 use crate::framework::{Context, Controller, Requeue};
 use backoff::Backoff;
 use plan::{Ending, Plan};
@@ -116,8 +116,8 @@ impl JobController {
     async fn sync(&self, key: &str, job: &Job) -> anyhow::Result<Requeue> {
         let Some(spec) = &job.spec else { return Ok(Requeue::Never) };
         let settled = self.control.expectations.satisfied(key);
-        let owned =
-            claims::claim_all(&self.client, job, &job_selector(job), candidates(&self.pods, &job.metadata)).await?;
+        let pods = candidates(&self.pods, &job.metadata);
+        let owned = claims::claim_with(&self.client, job, &job_selector(job), &[FINALIZER], pods).await?;
         let released = self.released.lock().clone();
         let mut started = job.clone();
         let status = started.status.get_or_insert_default();
@@ -141,8 +141,13 @@ impl JobController {
     /// Creates and deletes as planned; by how much that changes the number of active pods.
     async fn execute(&self, job: &Job, key: &str, plan: &Plan) -> (isize, Option<kube::Error>) {
         if !plan.delete.is_empty() {
-            let outcome = self.control.delete(job, key, &plan.delete).await;
-            return (-(outcome.done as isize), outcome.error);
+            // Pods that are given up count for nothing; those of a job that ends count as failed.
+            let given_up = if plan.ending.is_none() { plan.delete.as_slice() } else { &[] };
+            let freed = self.release(given_up).await;
+            let stuck = |pod: &Arc<Pod>| plan.ending.is_none() && !freed.done.contains(uid(pod));
+            let doomed: Vec<_> = plan.delete.iter().filter(|pod| !stuck(pod)).cloned().collect();
+            let outcome = self.control.delete(job, key, &doomed).await;
+            return (-(outcome.done as isize), outcome.error.or(freed.error));
         }
         if plan.create.is_empty() {
             return (0, None);
@@ -190,8 +195,10 @@ impl JobController {
         };
         if track::set_condition(status, "Suspended", value, reason, message, &now) {
             self.events.event(view.job, EventType::Normal, event, message);
-            // A suspended job's clock stands still: it starts anew.
-            status.start_time = (!view.is_suspended()).then_some(now);
+            // The clock starts anew.
+            if !view.is_suspended() {
+                status.start_time = Some(now);
+            }
         }
     }
 
@@ -216,7 +223,14 @@ impl JobController {
         if let Some(ending) = ending.filter(|_| finished) {
             match ending.fails {
                 true => self.events.event(&job, EventType::Warning, &ending.reason, ending.message),
-                false => self.events.event(&job, EventType::Normal, "Completed", "Job completed"),
+                false => {
+                    let succeeded = job.status.as_ref().and_then(|status| status.succeeded);
+                    if view.spec.completions.is_some() && succeeded > view.spec.completions {
+                        let text = "Too many succeeded pods running after completion count reached";
+                        self.events.event(&job, EventType::Warning, "TooManySucceededPods", text);
+                    }
+                    self.events.event(&job, EventType::Normal, "Completed", "Job completed");
+                }
             }
         }
         freed.error.map_or(Ok(()), |error| Err(error).context("take the finalizer from a pod"))
@@ -276,7 +290,11 @@ impl JobController {
             let manager = job.spec.as_ref().and_then(|spec| spec.managed_by.as_deref());
             manager.is_some_and(|manager| manager != MANAGER) || !is_finished(job)
         };
-        if owner(&self.jobs, &pod).is_some_and(|job| theirs(&job)) {
+        // Its job, or one that is about to adopt it.
+        let adopts = |job: &Job| controller_of(&pod.metadata).is_none() && selects(&job_selector(job), &pod.metadata);
+        let jobs = self.jobs.list_namespace(pod.metadata.namespace.as_deref().unwrap_or_default());
+        let adopted = jobs.iter().any(|job| !is_finished(job) && adopts(job));
+        if adopted || owner(&self.jobs, &pod).is_some_and(|job| theirs(&job)) {
             return Ok(Requeue::Never);
         }
         self.take_finalizer(&pod).await.context("take the finalizer from an orphan")?;
