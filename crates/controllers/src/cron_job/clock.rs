@@ -13,6 +13,8 @@ use resources::kinds::batch::{Calendar, Schedule};
 const HORIZON_YEARS: i16 = 5;
 /// More missed times than this are worth a warning.
 const MANY_MISSED: i64 = 100;
+/// A little late rather than early.
+const SLACK: Duration = Duration::from_millis(100);
 
 pub struct Clock {
     pub schedule: Schedule,
@@ -33,7 +35,7 @@ impl Clock {
         let first = self.next(since).filter(|first| *first <= now)?;
         let Some(second) = self.next(first).filter(|second| *second <= now) else { return Some((first, false)) };
         let gap = second.duration_since(first).max(SignedDuration::from_secs(1));
-        let many = now.duration_since(first).as_secs() / gap.as_secs() > MANY_MISSED;
+        let many = now.duration_since(first).as_secs() / gap.as_secs() + 1 > MANY_MISSED;
         if let Schedule::Every(seconds) = self.schedule {
             let periods = now.duration_since(first).as_secs() / seconds as i64 * seconds as i64;
             return Some((first + SignedDuration::from_secs(periods), many));
@@ -53,11 +55,11 @@ impl Clock {
         }
     }
 
-    /// How long until the next time.
-    pub fn wait(&self, now: Timestamp) -> Option<Duration> {
-        let next = self.next(now)?;
-        // A little late rather than early.
-        Some(Duration::try_from(next.duration_since(now)).unwrap_or_default() + Duration::from_millis(50))
+    /// How long until the next time; periods are counted from `since`.
+    pub fn wait(&self, since: Timestamp, now: Timestamp) -> Option<Duration> {
+        let last = self.due(since, now).map_or(since, |(due, _)| due);
+        let next = self.next(last)?;
+        Some(Duration::try_from(next.duration_since(now)).unwrap_or_default() + SLACK)
     }
 }
 
@@ -113,6 +115,17 @@ mod tests {
             ("30 2 * * *", "America/New_York", "2024-03-10T05:00:00Z", "2024-03-11T06:30:00Z"),
             // Fall back: half past one comes twice.
             ("30 1 * * *", "America/New_York", "2024-11-03T05:30:00Z", "2024-11-03T06:30:00Z"),
+            // Every hour: the skipped one is not made up for, the repeated one counts twice.
+            ("0 * * * *", "America/New_York", "2024-03-10T06:00:00Z", "2024-03-10T07:00:00Z"),
+            ("0 * * * *", "America/New_York", "2024-11-03T05:00:00Z", "2024-11-03T06:00:00Z"),
+            // Where midnight itself is skipped, and where the clock moves by half an hour.
+            ("0 0 * * *", "America/Sao_Paulo", "2018-11-03T04:00:00Z", "2018-11-05T02:00:00Z"),
+            ("15 2 * * *", "Australia/Lord_Howe", "2024-10-05T12:00:00Z", "2024-10-06T15:15:00Z"),
+            ("0 3 * * *", "Europe/Paris", "2024-03-31T00:00:00Z", "2024-03-31T01:00:00Z"),
+            ("30 2 * * *", "Europe/Paris", "2024-10-26T12:00:00Z", "2024-10-27T00:30:00Z"),
+            ("30 2 * * *", "Europe/Paris", "2024-10-27T00:30:00Z", "2024-10-27T01:30:00Z"),
+            ("0 0 */2 * 1", "UTC", "2024-01-01T00:00:00Z", "2024-01-03T00:00:00Z"),
+            ("0 0 13 * 5", "UTC", "2024-01-01T00:00:00Z", "2024-01-05T00:00:00Z"),
             ("@every 90s", "UTC", "2024-01-01T00:00:00Z", "2024-01-01T00:01:30Z"),
         ] {
             assert_eq!(clock(schedule, zone).next(at(after)), Some(at(expected)), "{schedule} after {after}");
@@ -128,11 +141,22 @@ mod tests {
             ("* * * * *", "2024-01-01T00:01:00Z", Some(("2024-01-01T00:01:00Z", false))),
             ("* * * * *", "2024-01-01T00:05:30Z", Some(("2024-01-01T00:05:00Z", false))),
             ("* * * * *", "2024-02-01T00:05:30Z", Some(("2024-02-01T00:05:00Z", true))),
+            ("* * * * *", "2024-01-01T01:39:59Z", Some(("2024-01-01T01:39:00Z", false))),
+            ("* * * * *", "2024-01-01T01:40:30Z", Some(("2024-01-01T01:40:00Z", false))),
+            ("* * * * *", "2024-01-01T01:41:00Z", Some(("2024-01-01T01:41:00Z", true))),
             ("0-5 0 * * *", "2024-01-09T12:00:00Z", Some(("2024-01-09T00:05:00Z", true))),
             ("@every 1h", "2024-01-01T05:30:00Z", Some(("2024-01-01T05:00:30Z", false))),
         ] {
             let due = clock(schedule, "UTC").due(at(since), at(now));
             assert_eq!(due, expected.map(|(time, many)| (at(time), many)), "{schedule} at {now}");
+        }
+    }
+
+    #[test]
+    fn periods_count_from_the_last_time() {
+        let wait = |now: &str| clock("@every 1h", "UTC").wait(at("2024-01-01T00:00:30Z"), at(now)).unwrap() - SLACK;
+        for (now, minutes) in [("2024-01-01T00:30:30Z", 30), ("2024-01-01T02:40:30Z", 20)] {
+            assert_eq!(wait(now), Duration::from_secs(minutes * 60), "{now}");
         }
     }
 }

@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use kube::api::{DeleteParams, PostParams};
 use kube::{Api, Resource as _};
-use resources::kinds::batch::Schedule;
+use resources::kinds::batch::{Schedule, time_zone};
 
 use crate::common::{is_namespace_terminating, message, written::Written};
 use crate::framework::{Context, Controller, Requeue};
@@ -177,11 +177,11 @@ impl Pass<'_> {
             return Ok(None);
         }
         let Some(clock) = self.clock() else { return Ok(None) };
-        let wait = clock.wait(self.now);
+        let wait = clock.wait(self.since(), self.now);
         let Some(due) = self.due(&clock) else { return Ok(wait) };
         let deadline = spec.starting_deadline_seconds.map(SignedDuration::from_secs);
         if deadline.is_some_and(|deadline| due + deadline < self.now) {
-            let shown = due.to_zoned(clock.zone.clone()).strftime("%a, %d %b %Y %H:%M:%S %z").to_string();
+            let shown = due.strftime("%a, %d %b %Y %H:%M:%S +0000");
             self.event(EventType::Warning, "MissSchedule", format!("Missed scheduled time to start a job: {shown}"));
             return Ok(wait);
         }
@@ -215,14 +215,20 @@ impl Pass<'_> {
         let spec = &self.cron_job.spec;
         let text = &spec.schedule;
         // Old objects may name their zone in the schedule.
-        let inline =
-            text.strip_prefix("CRON_TZ=").or_else(|| text.strip_prefix("TZ=")).and_then(|rest| rest.split(' ').next());
-        let zone = match spec.time_zone.as_deref().or(inline) {
-            Some(name) => {
-                TimeZone::get(name).map_err(|error| ("UnknownTimeZone", format!("invalid timeZone: {name:?}: {error}")))
-            }
-            None => Ok(TimeZone::system()),
-        };
+        let inline = ["CRON_TZ=", "TZ="].iter().find_map(|prefix| text.strip_prefix(prefix)?.split(' ').next());
+        if text.contains("TZ") {
+            let what = "is not officially supported, see https://kubernetes.io/docs/concepts/workloads/controllers/cron-jobs/ for more details";
+            self.event(
+                EventType::Warning,
+                "UnsupportedSchedule",
+                format!("CRON_TZ or TZ used in schedule {text:?} {what}"),
+            );
+        }
+        let named = spec.time_zone.as_deref();
+        let unknown = |name: &str, error: String| ("UnknownTimeZone", format!("invalid timeZone: {name:?}: {error}"));
+        let zone = named.map_or(Ok(TimeZone::system()), |name| time_zone(name).map_err(|error| unknown(name, error)));
+        // That this one is known, the parser of the schedule says.
+        let zone = zone.map(|zone| inline.and_then(|name| time_zone(name).ok()).unwrap_or(zone));
         let schedule = Schedule::parse(text)
             .map_err(|error| ("UnparseableSchedule", format!("unparseable schedule: {text:?} : {error}")));
         match zone.and_then(|zone| Ok(Clock { schedule: schedule?, zone })) {
@@ -234,10 +240,15 @@ impl Pass<'_> {
         }
     }
 
+    /// When it last ran, or was made.
+    fn since(&self) -> Timestamp {
+        let created = self.cron_job.metadata.creation_timestamp.as_ref();
+        self.status.last_schedule_time.as_ref().or(created).map_or(self.now, |time| time.0)
+    }
+
     /// The time that is due and not too long ago.
     fn due(&self, clock: &Clock) -> Option<Timestamp> {
-        let created = self.cron_job.metadata.creation_timestamp.as_ref();
-        let last = self.status.last_schedule_time.as_ref().or(created).map_or(self.now, |time| time.0);
+        let last = self.since();
         let deadline = self.cron_job.spec.starting_deadline_seconds.map(SignedDuration::from_secs);
         let since =
             deadline.and_then(|deadline| self.now.checked_sub(deadline).ok()).map_or(last, |limit| last.max(limit));
@@ -284,7 +295,9 @@ impl Pass<'_> {
                 let found = self.api().get(&name).await.context("look at the job that exists already")?;
                 let ours =
                     controller_of(&found.metadata).map(|owner| &owner.uid) == self.cron_job.metadata.uid.as_ref();
-                anyhow::ensure!(ours, "job {name} exists and belongs to somebody else");
+                if !ours {
+                    return Ok(()); // somebody else's, who looks after it
+                }
                 found
             }
             Err(error) if is_namespace_terminating(&error) => return Ok(()),
