@@ -141,6 +141,27 @@ pub struct NodeOptions {
     /// nodefs.available, nodefs.inodesFree, imagefs.available, imagefs.inodesFree, pid.available.
     #[arg(long, env = "ISOPOD_EVICTION_HARD", value_name = "SIGNAL<VALUE,...", default_value = kubelet::Eviction::HARD)]
     pub eviction_hard: String,
+    /// Evict pods when less than this is left for a while; same form.
+    #[arg(long, env = "ISOPOD_EVICTION_SOFT", value_name = "SIGNAL<VALUE,...", default_value = "")]
+    pub eviction_soft: String,
+    /// How long that while is, for each.
+    #[arg(long, env = "ISOPOD_EVICTION_SOFT_GRACE_PERIOD", value_name = "SIGNAL=DURATION,...", default_value = "")]
+    pub eviction_soft_grace_period: String,
+    /// What must be left beyond the threshold before eviction ends.
+    #[arg(long, env = "ISOPOD_EVICTION_MINIMUM_RECLAIM", value_name = "SIGNAL=VALUE,...", default_value = "")]
+    pub eviction_minimum_reclaim: String,
+    /// How long the node's pressure conditions outlive their cause.
+    #[arg(long, env = "ISOPOD_EVICTION_PRESSURE_TRANSITION_PERIOD", value_name = "DURATION", default_value = "5m0s")]
+    pub eviction_pressure_transition_period: String,
+    /// Bounds the grace period of pods that --eviction-soft evicts; negative leaves it to them.
+    #[arg(
+        long,
+        env = "ISOPOD_EVICTION_MAX_POD_GRACE_PERIOD",
+        value_name = "SECONDS",
+        default_value_t = 0,
+        allow_negative_numbers = true
+    )]
+    pub eviction_max_pod_grace_period: i64,
     /// Remove unused images above this percentage of the disk; 100 never does.
     #[arg(long, env = "ISOPOD_IMAGE_GC_HIGH_THRESHOLD", default_value_t = 85, value_name = "PERCENT",
         value_parser = clap::value_parser!(u64).range(0..=100))]
@@ -156,13 +177,26 @@ impl NodeOptions {
     pub fn throwaway() -> NodeOptions {
         NodeOptions {
             eviction_hard: kubelet::Eviction::HARD_WITHOUT_DISK.into(),
+            eviction_soft: String::new(),
+            eviction_soft_grace_period: String::new(),
+            eviction_minimum_reclaim: String::new(),
+            eviction_pressure_transition_period: "5m0s".into(),
+            eviction_max_pod_grace_period: 0,
             image_gc_high_threshold: 100,
             image_gc_low_threshold: 80,
         }
     }
 
     pub fn apply(&self, config: &mut kubelet::Config) -> anyhow::Result<()> {
-        config.eviction = kubelet::Eviction::parse(&self.eviction_hard).map_err(anyhow::Error::msg)?;
+        let flags = kubelet::EvictionFlags {
+            hard: &self.eviction_hard,
+            soft: &self.eviction_soft,
+            soft_grace_period: &self.eviction_soft_grace_period,
+            minimum_reclaim: &self.eviction_minimum_reclaim,
+            pressure_transition_period: &self.eviction_pressure_transition_period,
+            max_pod_grace_period: self.eviction_max_pod_grace_period,
+        };
+        config.eviction = kubelet::Eviction::parse(&flags).map_err(anyhow::Error::msg)?;
         if self.image_gc_low_threshold >= self.image_gc_high_threshold {
             anyhow::bail!(
                 "--image-gc-low-threshold {} must be below --image-gc-high-threshold {}",

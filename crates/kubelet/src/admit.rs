@@ -2,8 +2,9 @@
 //!
 //! Pure. The scheduler has normally made sure; a pod may also come with its node name set by hand.
 
+use crate::eviction::Pressure;
 use crate::pod;
-use crate::resources::{self, Quantities};
+use crate::resources::{self, Qos, Quantities};
 use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration};
 use std::sync::Arc;
 
@@ -13,7 +14,14 @@ pub struct Refusal {
     pub message: String,
 }
 
-pub fn check(pod: &Pod, others: &[Arc<Pod>], allocatable: &Quantities, node: Option<&Node>) -> Result<(), Refusal> {
+pub fn check(
+    pod: &Pod,
+    others: &[Arc<Pod>],
+    allocatable: &Quantities,
+    pressures: &[Pressure],
+    node: Option<&Node>,
+) -> Result<(), Refusal> {
+    pressure(pod, pressures)?;
     if let Some(node) = node {
         affinity(pod, node)?;
         taints(pod, node)?;
@@ -26,6 +34,23 @@ pub fn check(pod: &Pod, others: &[Arc<Pod>], allocatable: &Quantities, node: Opt
 fn refuse<T>(reason: &'static str, message: impl Into<String>) -> Result<T, Refusal> {
     Err(Refusal { reason, message: message.into() })
 }
+
+/// A node that is short takes none but critical pods; one that lacks only memory, all that ask for some.
+fn pressure(pod: &Pod, pressures: &[Pressure]) -> Result<(), Refusal> {
+    let memory_only = pressures == [Pressure::Memory];
+    let taint = Taint { key: MEMORY_TAINT.to_owned(), effect: "NoSchedule".to_owned(), ..Taint::default() };
+    let tolerated = || pod::spec(pod).tolerations.iter().flatten().any(|toleration| tolerates(toleration, &taint));
+    if pressures.is_empty()
+        || pod::is_critical(pod)
+        || memory_only && (resources::qos(pod) != Qos::BestEffort || tolerated())
+    {
+        return Ok(());
+    }
+    let conditions: Vec<&str> = pressures.iter().map(|pressure| pressure.condition()).collect();
+    refuse("Evicted", format!("The node had condition: [{}]. ", conditions.join(" ")))
+}
+
+const MEMORY_TAINT: &str = "node.kubernetes.io/memory-pressure";
 
 fn fit(pod: &Pod, others: &[Arc<Pod>], allocatable: &Quantities) -> Result<(), Refusal> {
     let short = |reason, name: &str, requested: i64, used: i64, capacity: i64| {
@@ -227,10 +252,36 @@ mod tests {
             (with(json!({"os": {"name": "windows"}})), Some("PodOSNotSupported")),
         ];
         for (pod, expected) in cases {
-            let result = check(&pod, std::slice::from_ref(&other), &allocatable, Some(&node));
+            let result = check(&pod, std::slice::from_ref(&other), &allocatable, &[], Some(&node));
             assert_eq!(result.err().map(|refusal| refusal.reason), expected, "{:?}", pod.spec);
         }
         let full = vec![other.clone(), other.clone(), other];
-        assert_eq!(check(&with(json!({})), &full, &allocatable, None).unwrap_err().reason, "OutOfpods");
+        assert_eq!(check(&with(json!({})), &full, &allocatable, &[], None).unwrap_err().reason, "OutOfpods");
+    }
+
+    #[test]
+    fn a_node_under_pressure_is_choosy() {
+        use Pressure::{Disk, Memory};
+        let pod_with = |resources: Value, extra: Value| {
+            let mut spec = json!({"containers": [{"name": "c", "resources": resources}]});
+            spec.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            pod(spec)
+        };
+        let best_effort = pod_with(json!({}), json!({}));
+        let burstable = pod_with(json!({"requests": {"memory": "1Mi"}}), json!({}));
+        let tolerant = pod_with(json!({}), json!({"tolerations": [{"key": MEMORY_TAINT, "operator": "Exists"}]}));
+        let critical = pod_with(json!({}), json!({"priority": 2_000_000_000}));
+        for (pod, pressures, expected) in [
+            (&best_effort, &[][..], None),
+            (&best_effort, &[Memory], Some("The node had condition: [MemoryPressure]. ")),
+            (&burstable, &[Memory], None),
+            (&tolerant, &[Memory], None),
+            (&burstable, &[Memory, Disk], Some("The node had condition: [MemoryPressure DiskPressure]. ")),
+            (&tolerant, &[Disk], Some("The node had condition: [DiskPressure]. ")),
+            (&critical, &[Disk], None),
+        ] {
+            let refusal = pressure(pod, pressures).err().map(|refusal| refusal.message);
+            assert_eq!(refusal.as_deref(), expected, "{:?} {pressures:?}", pod.spec);
+        }
     }
 }

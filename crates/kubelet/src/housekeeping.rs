@@ -3,7 +3,6 @@
 use crate::logs;
 use crate::pods::Pods;
 use crate::state::RunState;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -64,18 +63,7 @@ pub async fn collect_images(pods: Arc<Pods>) {
     let gc = pods.shared().config.image_gc;
     loop {
         tokio::time::sleep(gc.interval).await;
-        let snapshots = pods.snapshots();
-        let mut used: BTreeSet<String> = BTreeSet::new();
-        for snapshot in &snapshots {
-            let instances = snapshot.runtime.instances.iter();
-            used.extend(instances.flat_map(|instance| [instance.image.clone(), instance.image_id.clone()]));
-            if !snapshot.finished {
-                let wanted = crate::pod::members(&snapshot.pod);
-                let images = wanted.iter().filter_map(|member| member.container.image.as_deref());
-                used.extend(images.filter_map(|image| crate::images::normalize(image).ok()));
-            }
-        }
-        match pods.shared().images.collect(gc, &used).await {
+        match pods.shared().images.collect(gc, &pods.used_images()).await {
             Ok(0) => {}
             Ok(removed) => tracing::info!(removed, "removed unused images"),
             Err(error) => tracing::warn!(error, "image garbage collection failed"),

@@ -191,18 +191,7 @@ impl Images {
     /// Removes unused images, the longest unused first, while the disk is too full.
     /// `used` names references and ids that containers hold.
     pub async fn collect(&self, gc: ImageGc, used: &BTreeSet<String>) -> Result<usize, String> {
-        let images = self.cri.list_images(v1::ListImagesRequest::default()).await.map_err(|e| e.to_string())?.images;
-        let now = Timestamp::now();
-        {
-            let mut seen = self.seen.lock();
-            seen.retain(|id, _| images.iter().any(|image| image.id == *id));
-            for image in &images {
-                let entry = seen.entry(image.id.clone()).or_insert((now, Timestamp::UNIX_EPOCH));
-                if in_use(image, used) {
-                    entry.1 = now;
-                }
-            }
-        }
+        let unused = self.unused(used).await?;
         let info = self.cri.image_fs_info(v1::ImageFsInfoRequest {}).await.map_err(|error| error.to_string())?;
         let mount = info.image_filesystems.first().and_then(|fs| fs.fs_id.clone()).unwrap_or_default().mountpoint;
         let Some((capacity, available)) = disk(&mount) else { return Ok(0) };
@@ -210,20 +199,51 @@ impl Images {
         if capacity == 0 || gc.high >= 100 || used_bytes * 100 / capacity < gc.high {
             return Ok(0);
         }
-        let mut excess = used_bytes.saturating_sub(capacity * gc.low / 100);
-        let mut candidates: Vec<(Timestamp, Timestamp, &v1::Image)> = {
-            let seen = self.seen.lock();
-            let unused = images.iter().filter(|image| !image.pinned && !in_use(image, used));
-            unused.filter_map(|image| seen.get(&image.id).map(|&(first, last)| (last, first, image))).collect()
-        };
-        candidates.sort_by_key(|(last, first, _)| (*last, *first));
+        let oldest_kept = Timestamp::now() - jiff::SignedDuration::from_secs(gc.minimum_age.as_secs() as i64);
+        let old = unused.into_iter().filter(|unused| unused.first_seen <= oldest_kept).collect();
+        let excess = used_bytes.saturating_sub(capacity * gc.low / 100);
+        match self.remove(old, excess).await {
+            (removed, 0) => Ok(removed),
+            (_, rest) => {
+                Err(format!("Failed to garbage collect required amount of images. {rest} bytes too many remain"))
+            }
+        }
+    }
+
+    /// Removes every unused image, whatever its age.
+    pub async fn remove_unused(&self, used: &BTreeSet<String>) -> Result<usize, String> {
+        let unused = self.unused(used).await?;
+        Ok(self.remove(unused, u64::MAX).await.0)
+    }
+
+    /// What may be removed, the longest unused first.
+    async fn unused(&self, used: &BTreeSet<String>) -> Result<Vec<Unused>, String> {
+        let images = self.cri.list_images(v1::ListImagesRequest::default()).await.map_err(|e| e.to_string())?.images;
+        let now = Timestamp::now();
+        let mut seen = self.seen.lock();
+        seen.retain(|id, _| images.iter().any(|image| image.id == *id));
+        for image in &images {
+            let entry = seen.entry(image.id.clone()).or_insert((now, Timestamp::UNIX_EPOCH));
+            if in_use(image, used) {
+                entry.1 = now;
+            }
+        }
+        let unused = images.into_iter().filter(|image| !image.pinned && !in_use(image, used));
+        let mut unused: Vec<Unused> = unused
+            .filter_map(|image| {
+                seen.get(&image.id).map(|&(first_seen, last_used)| Unused { last_used, first_seen, image })
+            })
+            .collect();
+        unused.sort_by_key(|unused| (unused.last_used, unused.first_seen));
+        Ok(unused)
+    }
+
+    /// Removes images until `excess` bytes are freed; returns how many, and the bytes still missing.
+    async fn remove(&self, unused: Vec<Unused>, mut excess: u64) -> (usize, u64) {
         let mut removed = 0;
-        for (_, first, image) in candidates {
+        for Unused { image, .. } in unused {
             if excess == 0 {
                 break;
-            }
-            if now.duration_since(first).as_secs() < gc.minimum_age.as_secs() as i64 {
-                continue;
             }
             let spec = v1::ImageSpec { image: image.id.clone(), ..Default::default() };
             match self.cri.remove_image(v1::RemoveImageRequest { image: Some(spec) }).await {
@@ -234,11 +254,14 @@ impl Images {
                 Err(error) => tracing::warn!(image = image.id, %error, "cannot remove image"),
             }
         }
-        match excess {
-            0 => Ok(removed),
-            rest => Err(format!("Failed to garbage collect required amount of images. {rest} bytes too many remain")),
-        }
+        (removed, excess)
     }
+}
+
+struct Unused {
+    last_used: Timestamp,
+    first_seen: Timestamp,
+    image: v1::Image,
 }
 
 fn in_use(image: &v1::Image, used: &BTreeSet<String>) -> bool {

@@ -40,7 +40,7 @@ mod volume;
 mod worker;
 
 pub use config::{Config, ImageGc, Server};
-pub use eviction::Eviction;
+pub use eviction::{Eviction, Flags as EvictionFlags};
 
 use crate::cri_client::Cri;
 use crate::images::Images;
@@ -94,6 +94,7 @@ async fn serve(config: Config, informers: Informers, shutdown: CancellationToken
     };
     let pods = Pods::new(shared.clone(), left);
     let mirrors = Mirrors::new(pods.clone());
+    let manager = eviction::Manager::start(pods.clone()).await;
     let (node_sender, node) = watch::channel(None);
     // Dropped with this function: none of these outlives the kubelet.
     let mut tasks = JoinSet::new();
@@ -101,6 +102,7 @@ async fn serve(config: Config, informers: Informers, shutdown: CancellationToken
     tasks.spawn(housekeeping::relist(pods.clone()));
     tasks.spawn(housekeeping::rotate_logs(pods.clone()));
     tasks.spawn(housekeeping::collect_images(pods.clone()));
+    tasks.spawn(manager.run());
     tasks.spawn(node::run(pods.clone(), runtime, port, node_sender));
     tasks.spawn(node::keep_lease(pods.clone(), node.clone()));
     if let Some(listener) = listener {
@@ -138,6 +140,7 @@ fn shared(
         recorder: EventRecorder::new(client.clone(), "kubelet", &config.node_name),
         services: informers.get::<Service>(),
         allocatable: RwLock::new(Arc::new(allocatable)),
+        pressures: RwLock::default(),
         capacity,
         runtime_name,
         client,

@@ -5,7 +5,7 @@
 
 use crate::config::Config;
 use crate::cri_client::Cri;
-use crate::eviction::{self, signals::Levels, threshold::Signal};
+use crate::eviction::Pressure;
 use crate::images;
 use crate::pods::Pods;
 use crate::resources::Quantities;
@@ -24,7 +24,6 @@ use kube::api::{Patch, PatchParams, PostParams};
 use machinery::quantity::Quantity as Amount;
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -135,14 +134,13 @@ fn labels(config: &Config) -> BTreeMap<String, String> {
 pub struct Health {
     /// Complaints that keep the node from being ready.
     pub complaints: Vec<String>,
-    pub memory_pressure: bool,
-    pub disk_pressure: bool,
-    pub pid_pressure: bool,
+    pub pressures: Vec<Pressure>,
 }
 
 /// The conditions, with transition times kept where nothing changed.
 pub fn conditions(health: &Health, old: &[NodeCondition], now: Timestamp) -> Vec<NodeCondition> {
-    let pressure = |kind: &str, present: bool, what: &str| {
+    let pressure = |pressure: Pressure, what: &str| {
+        let (kind, present) = (pressure.condition(), health.pressures.contains(&pressure));
         let (reason, message) = match present {
             true => (format!("KubeletHas{what}"), format!("kubelet has {}", words(what))),
             false => {
@@ -163,9 +161,9 @@ pub fn conditions(health: &Health, old: &[NodeCondition], now: Timestamp) -> Vec
         false => ("Ready".to_owned(), false, "KubeletNotReady".to_owned(), health.complaints.join(", ")),
     };
     let all = [
-        pressure("MemoryPressure", health.memory_pressure, "InsufficientMemory"),
-        pressure("DiskPressure", health.disk_pressure, "DiskPressure"),
-        pressure("PIDPressure", health.pid_pressure, "InsufficientPID"),
+        pressure(Pressure::Memory, "InsufficientMemory"),
+        pressure(Pressure::Disk, "DiskPressure"),
+        pressure(Pressure::Pid, "InsufficientPID"),
         ready,
     ];
     let condition = |(kind, holds, reason, message): (String, bool, String, String)| {
@@ -196,7 +194,7 @@ fn words(name: &str) -> String {
 }
 
 /// Asks the runtime whether it and the network are ready.
-async fn health(config: &Config, cri: &Cri) -> Health {
+async fn health(cri: &Cri, pressures: Vec<Pressure>) -> Health {
     let mut complaints = Vec::new();
     match cri.status(v1::StatusRequest { verbose: false }).await {
         Err(error) => complaints.push(format!("container runtime is down: {error}")),
@@ -217,30 +215,14 @@ async fn health(config: &Config, cri: &Cri) -> Health {
             }
         }
     }
-    let short = eviction::signals::met(&config.eviction, &levels(config, cri).await);
-    let any = |signals: &[Signal]| signals.iter().any(|signal| short.contains(signal));
-    use Signal::{
-        ImagefsAvailable, ImagefsInodesFree, MemoryAvailable, NodefsAvailable, NodefsInodesFree, PidAvailable,
-    };
-    Health {
-        complaints,
-        memory_pressure: any(&[MemoryAvailable]),
-        disk_pressure: any(&[NodefsAvailable, NodefsInodesFree, ImagefsAvailable, ImagefsInodesFree]),
-        pid_pressure: any(&[PidAvailable]),
-    }
-}
-
-async fn levels(config: &Config, cri: &Cri) -> Levels {
-    let info = cri.image_fs_info(v1::ImageFsInfoRequest {}).await.unwrap_or_default();
-    let mount = info.image_filesystems.first().and_then(|fs| fs.fs_id.clone()).map(|id| PathBuf::from(id.mountpoint));
-    eviction::signals::measure(&config.root_dir, mount.as_deref().unwrap_or(&config.root_dir))
+    Health { complaints, pressures }
 }
 
 /// The whole status of the node.
 async fn status(pods: &Pods, old: &NodeStatus, runtime: &v1::VersionResponse, port: u16) -> NodeStatus {
     let shared = pods.shared();
     let config = &shared.config;
-    let health = health(config, &shared.cri).await;
+    let health = health(&shared.cri, shared.pressures()).await;
     let mut addresses: Vec<NodeAddress> =
         config.host_ips().into_iter().map(|address| NodeAddress { type_: "InternalIP".to_owned(), address }).collect();
     addresses.push(NodeAddress { type_: "Hostname".to_owned(), address: config.node_name.clone() });
@@ -447,7 +429,7 @@ mod tests {
     #[test]
     fn conditions_keep_their_transition_times() {
         let at = |second| Timestamp::from_second(second).unwrap();
-        let healthy = Health { complaints: vec![], memory_pressure: false, disk_pressure: false, pid_pressure: false };
+        let healthy = Health { complaints: vec![], pressures: vec![] };
         let first = conditions(&healthy, &[], at(1));
         let summary: Vec<(&str, &str, &str)> =
             first.iter().map(|c| (c.type_.as_str(), c.status.as_str(), c.reason.as_deref().unwrap())).collect();
@@ -460,12 +442,12 @@ mod tests {
                 ("Ready", "True", "KubeletReady"),
             ]
         );
-        let sick = Health { complaints: vec!["network".into()], disk_pressure: true, ..healthy };
+        let sick = Health { complaints: vec!["network".into()], pressures: vec![Pressure::Disk] };
         let second = conditions(&sick, &first, at(9));
         let since: Vec<i64> = second.iter().map(|c| c.last_transition_time.as_ref().unwrap().0.as_second()).collect();
         assert_eq!(since, [1, 9, 1, 9]);
         let status = |conditions| NodeStatus { conditions: Some(conditions), ..Default::default() };
-        let healthy = Health { complaints: vec![], memory_pressure: false, disk_pressure: false, pid_pressure: false };
+        let healthy = Health { complaints: vec![], pressures: vec![] };
         assert!(!differs(&status(first.clone()), &status(conditions(&healthy, &first, at(99)))));
         assert!(differs(&status(first), &status(second)));
     }

@@ -14,7 +14,7 @@ use client::EventType::Warning;
 use cri::v1;
 use k8s_openapi::api::core::v1::{Node, Pod, PodStatus};
 use parking_lot::Mutex;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
@@ -54,7 +54,8 @@ impl Pods {
         if !known && pod.metadata.deletion_timestamp.is_none() && !pod::is_terminal(&pod) {
             let others = self.active();
             let allocatable = self.shared.allocatable.read().clone();
-            if let Err(refusal) = admit::check(&pod, &others, &allocatable, node) {
+            let pressures = self.shared.pressures();
+            if let Err(refusal) = admit::check(&pod, &others, &allocatable, &pressures, node) {
                 return self.reject(pod, &refusal);
             }
         }
@@ -69,6 +70,7 @@ impl Pods {
             pod: pod.clone(),
             runtime: runtime.clone(),
             finished: pod::is_terminal(&pod),
+            ending: pod::is_terminal(&pod),
         };
         let (snapshot_sender, snapshot) = watch::channel(initial);
         let worker = Worker::new(self.shared.clone(), pod, runtime, (sender.clone(), receiver), snapshot_sender);
@@ -142,10 +144,29 @@ impl Pods {
 
     /// Has every pod compare itself with the runtime: after a lost event stream, and now and then.
     pub async fn relist(&self) {
+        self.send_all(|| Message::Relist).await;
+    }
+
+    pub async fn send_all(&self, message: impl Fn() -> Message) {
         let uids: Vec<String> = self.workers.lock().keys().cloned().collect();
         for uid in uids {
-            self.send(&uid, Message::Relist).await;
+            self.send(&uid, message()).await;
         }
+    }
+
+    /// Names and ids of images that containers hold or pods will want.
+    pub fn used_images(&self) -> BTreeSet<String> {
+        let mut used = BTreeSet::new();
+        for snapshot in self.snapshots() {
+            let instances = snapshot.runtime.instances.iter();
+            used.extend(instances.flat_map(|instance| [instance.image.clone(), instance.image_id.clone()]));
+            if !snapshot.finished {
+                let wanted = pod::members(&snapshot.pod);
+                let images = wanted.iter().filter_map(|member| member.container.image.as_deref());
+                used.extend(images.filter_map(|image| crate::images::normalize(image).ok()));
+            }
+        }
+        used
     }
 
     pub fn snapshots(&self) -> Vec<Snapshot> {

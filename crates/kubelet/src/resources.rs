@@ -107,6 +107,11 @@ pub fn pod_limit(pod: &Pod, name: &str) -> Option<i64> {
     (all || limit(spec.resources.as_ref(), name).is_some()).then(|| total(pod, name, limit))
 }
 
+/// The sum of what limits there are.
+pub fn limits_sum(pod: &Pod, name: &str) -> i64 {
+    total(pod, name, limit)
+}
+
 /// Every resource name the pod asks for.
 pub fn requested_names(pod: &Pod) -> Vec<String> {
     let spec = pod::spec(pod);

@@ -4,6 +4,7 @@
 
 use crate::config::Config;
 use crate::cri_client::Cri;
+use crate::eviction::Pressure;
 use crate::fields::Facts;
 use crate::images::Images;
 use crate::objects::Objects;
@@ -29,6 +30,8 @@ pub struct Shared {
     pub runtime_name: String,
     pub capacity: Quantities,
     pub allocatable: RwLock<Arc<Quantities>>,
+    /// What the node is short of.
+    pub pressures: RwLock<Vec<Pressure>>,
     /// Ends the tasks of all pods; the pods themselves go on.
     pub shutdown: CancellationToken,
 }
@@ -47,6 +50,14 @@ impl Shared {
         message: impl Into<String>,
     ) {
         self.recorder.event_about(reference(pod, Some(member.field_path())), kind, reason, message);
+    }
+
+    pub fn pressures(&self) -> Vec<Pressure> {
+        self.pressures.read().clone()
+    }
+
+    pub fn set_pressures(&self, pressures: Vec<Pressure>) {
+        *self.pressures.write() = pressures;
     }
 
     pub fn node_memory(&self) -> i64 {

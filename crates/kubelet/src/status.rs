@@ -6,6 +6,7 @@ use crate::pod::{self, Kind, Member};
 use crate::probe::Results;
 use crate::resources;
 use crate::state::{Instance, RunState, Runtime};
+use crate::worker::Verdict;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting, ContainerStatus,
@@ -26,8 +27,8 @@ pub struct Input<'a> {
     pub hooked: &'a BTreeSet<String>,
     /// Nothing runs and nothing will: the phase must be a final one.
     pub finished: bool,
-    /// A verdict on the whole pod that overrides its phase: reason and message of a failure.
-    pub verdict: Option<&'a (String, String)>,
+    /// Overrides the phase.
+    pub verdict: Option<&'a Verdict>,
     pub host_ips: &'a [String],
     /// The runtime's name, as in `containerd://ID`.
     pub runtime_name: &'a str,
@@ -47,7 +48,7 @@ pub fn build(input: &Input<'_>) -> PodStatus {
         Some(_) => "Failed",
         None => phase(input, &statuses),
     };
-    let (reason, message) = input.verdict.cloned().unzip();
+    let (reason, message) = input.verdict.map(|verdict| (verdict.reason.clone(), verdict.message.clone())).unzip();
     let sandbox = input.runtime.sandbox();
     let ips: Vec<String> = match pod::host_network(input.pod) {
         true => input.host_ips.to_vec(),
@@ -328,6 +329,9 @@ fn conditions(input: &Input<'_>, phase: &str, statuses: &[(Kind, ContainerStatus
         containers_ready,
         fact("PodScheduled", true),
     ];
+    if let Some(verdict) = input.verdict.filter(|verdict| verdict.disruption) {
+        conditions.push(condition("DisruptionTarget", true, "TerminationByKubelet", &verdict.message));
+    }
     let old = |kind: &str| input.last.conditions.iter().flatten().find(|old| old.type_ == kind);
     for condition in &mut conditions {
         condition.observed_generation = input.pod.metadata.generation;

@@ -14,7 +14,8 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 /// The conditions that are ours to write.
-const OURS: [&str; 5] = ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+const OURS: [&str; 6] =
+    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled", "DisruptionTarget"];
 /// Fields that must be emptied in the API when we no longer set them.
 const CLEARED: [&str; 4] = ["reason", "message", "podIP", "ephemeralContainerStatuses"];
 

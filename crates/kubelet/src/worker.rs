@@ -48,8 +48,24 @@ pub enum Message {
         kind: ProbeKind,
         healthy: bool,
     },
+    /// The node wants its resources back.
+    Evict {
+        verdict: Verdict,
+        grace: i64,
+    },
+    /// Remove dead containers that nothing needs any more.
+    DropDead,
     /// The uid of the mirror pod that shows a static pod's status.
     Mirror(String),
+}
+
+/// A judgement on the whole pod that makes it Failed.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    pub reason: String,
+    pub message: String,
+    /// Whether the pod is told as a victim of the node, by the condition DisruptionTarget.
+    pub disruption: bool,
 }
 
 /// What others may see of a pod.
@@ -59,6 +75,8 @@ pub struct Snapshot {
     pub runtime: Runtime,
     pub status: PodStatus,
     pub finished: bool,
+    /// It is being stopped, or stopped already.
+    pub ending: bool,
 }
 
 /// How operations end.
@@ -94,7 +112,7 @@ pub struct Worker {
     hooked: BTreeSet<String>,
     stop: CancellationToken,
     stage: Stage,
-    verdict: Option<(String, String)>,
+    verdict: Option<Verdict>,
     volumes_ready: bool,
     volumes_stale: bool,
     last: PodStatus,
@@ -179,7 +197,8 @@ impl Worker {
         }
         if pod::is_terminal(&self.pod) {
             let reason = self.last.reason.clone().filter(|_| self.last.phase.as_deref() == Some("Failed"));
-            self.verdict = reason.map(|reason| (reason, self.last.message.clone().unwrap_or_default()));
+            let message = self.last.message.clone().unwrap_or_default();
+            self.verdict = reason.map(|reason| Verdict { reason, message, disruption: false });
             self.terminate(pod::grace_seconds(&self.pod));
         }
     }
@@ -236,6 +255,16 @@ impl Worker {
             Message::Probe { id, kind, healthy } => {
                 if self.runtime.by_id(&id).is_some_and(|instance| instance.state == RunState::Running) {
                     self.probes.set(&id, kind, healthy);
+                }
+            }
+            Message::Evict { verdict, grace } => {
+                self.verdict.get_or_insert(verdict);
+                self.terminate(grace);
+            }
+            Message::DropDead => {
+                self.remove_containers(self.runtime.garbage(0));
+                if self.stage == Stage::Finished {
+                    self.remove_containers(self.runtime.instances.iter().map(|instance| instance.id.clone()).collect());
                 }
             }
             Message::Mirror(uid) => self.writer.retarget(uid, &self.last),
@@ -392,7 +421,11 @@ impl Worker {
 
     /// Keeps one dead instance per container beside the latest, for `logs --previous`.
     fn collect_garbage(&mut self) {
-        for id in self.runtime.garbage(1) {
+        self.remove_containers(self.runtime.garbage(1));
+    }
+
+    fn remove_containers(&mut self, ids: Vec<String>) {
+        for id in ids {
             if let Some(instance) = self.runtime.by_id(&id) {
                 logs::remove(&instance.log_path);
             }
@@ -468,7 +501,8 @@ impl Worker {
         }
         let message = "Pod was active on the node longer than the specified deadline";
         self.shared.event(&self.pod, Normal, "DeadlineExceeded", message);
-        self.verdict = Some(("DeadlineExceeded".to_owned(), message.to_owned()));
+        let (reason, message) = ("DeadlineExceeded".to_owned(), message.to_owned());
+        self.verdict = Some(Verdict { reason, message, disruption: false });
         self.terminate(pod::spec(&self.pod).termination_grace_period_seconds.unwrap_or(30));
         None
     }
@@ -666,6 +700,7 @@ impl Worker {
             runtime: self.runtime.clone(),
             status: self.last.clone(),
             finished,
+            ending: self.stage != Stage::Running,
         });
     }
 }

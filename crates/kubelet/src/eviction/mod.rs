@@ -1,8 +1,15 @@
 //! Keeps the node usable when it runs short of memory, disk or process ids.
 //!
-//! [`threshold`] says when it is short, in upstream's syntax; [`signals`] measures.
+//! [`threshold`] says when it is short, in upstream's syntax; [`signals`] and [`usage`] measure;
+//! [`state`] decides whether to act, [`rank`] on whom; [`manager`] does it.
 
-pub mod signals;
-pub mod threshold;
+mod manager;
+mod rank;
+mod signals;
+mod state;
+mod threshold;
+mod usage;
 
-pub use threshold::Eviction;
+pub use manager::Manager;
+pub use state::Pressure;
+pub use threshold::{Eviction, Flags};

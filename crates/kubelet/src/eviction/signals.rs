@@ -1,6 +1,6 @@
 //! Measures what thresholds are compared with.
 
-use super::threshold::{Eviction, Signal};
+use super::threshold::Signal;
 use nix::sys::statvfs::statvfs;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -49,15 +49,6 @@ fn processes() -> Option<Level> {
     Some(Level { available: capacity.saturating_sub(running), capacity })
 }
 
-/// The signals of which too little is left.
-pub fn met(eviction: &Eviction, levels: &Levels) -> Vec<Signal> {
-    let short = eviction.thresholds.iter().filter(|threshold| {
-        let level = levels.get(&threshold.signal);
-        level.is_some_and(|level| level.available < threshold.value.of(level.capacity))
-    });
-    short.map(|threshold| threshold.signal).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,13 +61,5 @@ mod tests {
             let level = levels[&signal];
             assert!(level.capacity > 0 && level.available <= level.capacity, "{signal}: {level:?}");
         }
-    }
-
-    #[test]
-    fn thresholds_are_met_below_their_value() {
-        let eviction = Eviction::parse("memory.available<100,nodefs.available<10%,pid.available<5").unwrap();
-        let level = |available| Level { available, capacity: 1000 };
-        let levels = Levels::from([(Signal::MemoryAvailable, level(100)), (Signal::NodefsAvailable, level(99))]);
-        assert_eq!(met(&eviction, &levels), [Signal::NodefsAvailable], "the unmeasured meets none");
     }
 }

@@ -2,9 +2,12 @@
 //!
 //! Pure. `SIGNAL<VALUE` is met when less than VALUE is left, bytes or a percentage of the capacity.
 
+use super::signals::Levels;
+use machinery::duration;
 use machinery::quantity::Quantity;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 /// What may run short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -77,12 +80,57 @@ impl Value {
 pub struct Threshold {
     pub signal: Signal,
     pub value: Value,
+    /// How long it must have been met; zero for a hard threshold.
+    pub grace: Duration,
+    /// What must be left beyond `value` before enough is reclaimed.
+    pub reclaim: Option<Value>,
+}
+
+impl Threshold {
+    pub fn is_hard(&self) -> bool {
+        self.grace.is_zero()
+    }
+
+    /// Whether too little is left; once it was met, until the minimum reclaim is there as well.
+    pub fn is_met(&self, levels: &Levels, was_met: bool) -> bool {
+        let Some(level) = levels.get(&self.signal) else { return false };
+        let more = self.reclaim.filter(|_| was_met).map_or(0, |reclaim| reclaim.of(level.capacity));
+        level.available < self.value.of(level.capacity).saturating_add(more)
+    }
+}
+
+/// The `--eviction-...` flags as they are written.
+#[derive(Clone, Debug)]
+pub struct Flags<'a> {
+    pub hard: &'a str,
+    pub soft: &'a str,
+    pub soft_grace_period: &'a str,
+    pub minimum_reclaim: &'a str,
+    pub pressure_transition_period: &'a str,
+    pub max_pod_grace_period: i64,
+}
+
+impl Default for Flags<'_> {
+    fn default() -> Self {
+        Flags {
+            hard: Eviction::HARD,
+            soft: "",
+            soft_grace_period: "",
+            minimum_reclaim: "",
+            pressure_transition_period: "5m0s",
+            max_pod_grace_period: 0,
+        }
+    }
 }
 
 /// What the `--eviction-...` flags say.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Eviction {
     pub thresholds: Vec<Threshold>,
+    /// A condition is kept this long after its cause is gone.
+    pub transition: Duration,
+    /// Bounds the grace of pods that soft thresholds evict; negative leaves it to them.
+    pub max_pod_grace: i64,
 }
 
 impl Eviction {
@@ -94,78 +142,135 @@ impl Eviction {
     pub const HARD_WITHOUT_DISK: &str =
         "memory.available<100Mi,nodefs.available<0%,nodefs.inodesFree<0%,imagefs.available<0%,imagefs.inodesFree<0%";
 
-    pub fn parse(hard: &str) -> Result<Eviction, String> {
+    pub fn parse(flags: &Flags) -> Result<Eviction, String> {
+        let mut graces = parsed("--eviction-soft-grace-period", flags.soft_grace_period, '=', |_, text| {
+            let nanoseconds = duration::parse_go(text)?;
+            let positive = u64::try_from(nanoseconds).ok().filter(|&nanoseconds| nanoseconds > 0);
+            positive.map(Duration::from_nanos).ok_or_else(|| format!("{text} must be positive"))
+        })?;
+        let reclaims = parsed("--eviction-minimum-reclaim", flags.minimum_reclaim, '=', |_, text| Value::parse(text))?;
         let mut thresholds = Vec::new();
-        for (name, text) in pairs("--eviction-hard", hard, '<')? {
-            thresholds.extend(threshold(&name, &text).map_err(|error| format!("--eviction-hard: {error}"))?);
+        for (flag, text) in [("--eviction-hard", flags.hard), ("--eviction-soft", flags.soft)] {
+            for (signal, value) in parsed(flag, text, '<', threshold)? {
+                let grace = match flag {
+                    "--eviction-hard" => Duration::ZERO,
+                    _ => graces.remove(&signal).ok_or_else(|| {
+                        format!("--eviction-soft: {signal} needs its period in --eviction-soft-grace-period")
+                    })?,
+                };
+                let reclaim = reclaims.get(&signal).copied();
+                thresholds.extend(value.map(|value| Threshold { signal, value, grace, reclaim }));
+            }
         }
-        Ok(Eviction { thresholds })
+        if let Some(signal) = graces.keys().next() {
+            return Err(format!("--eviction-soft-grace-period: {signal} is not in --eviction-soft"));
+        }
+        let transition = duration::parse_go(flags.pressure_transition_period)
+            .and_then(|nanoseconds| u64::try_from(nanoseconds).map_err(|_| "it must not be negative".to_owned()))
+            .map_err(|error| format!("--eviction-pressure-transition-period: {error}"))?;
+        let transition = Duration::from_nanos(transition);
+        Ok(Eviction { thresholds, transition, max_pod_grace: flags.max_pod_grace_period })
     }
 }
 
 impl Default for Eviction {
     fn default() -> Self {
-        Eviction::parse(Eviction::HARD).expect("the default is well-formed")
+        Eviction::parse(&Flags::default()).expect("the default is well-formed")
     }
 }
 
 /// `None` for the two percentages that turn a threshold off.
-fn threshold(name: &str, text: &str) -> Result<Option<Threshold>, String> {
-    let signal = Signal::parse(name)?;
+fn threshold(_: Signal, text: &str) -> Result<Option<Value>, String> {
     if text == "0%" || text == "100%" {
         return Ok(None);
     }
-    let value = Value::parse(text).map_err(|error| format!("threshold of {name}: {error}"))?;
-    match value {
-        Value::Amount(quantity) if quantity.sign() <= 0 => Err(format!("threshold of {name}: {text} must be positive")),
-        value => Ok(Some(Threshold { signal, value })),
+    match Value::parse(text)? {
+        Value::Amount(quantity) if quantity.sign() <= 0 => Err(format!("{text} must be positive")),
+        value => Ok(Some(value)),
     }
 }
 
-/// `KEY<VALUE,...`, with another separator where upstream has one.
-fn pairs(flag: &str, text: &str, separator: char) -> Result<BTreeMap<String, String>, String> {
+/// `SIGNAL<VALUE,...`, with another separator where upstream has one.
+fn parsed<T>(
+    flag: &str,
+    text: &str,
+    separator: char,
+    parse: impl Fn(Signal, &str) -> Result<T, String>,
+) -> Result<BTreeMap<Signal, T>, String> {
     let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
-    let pair = |item: &str| match item.split_once(separator) {
-        Some((key, value)) => Ok((key.trim().to_owned(), value.trim().to_owned())),
-        None => Err(format!("{flag}: {item:?} is not of the form SIGNAL{separator}VALUE")),
+    let pair = |item: &str| {
+        let form = || format!("{item:?} is not of the form SIGNAL{separator}VALUE");
+        let (name, value) = item.split_once(separator).ok_or_else(form)?;
+        let signal = Signal::parse(name.trim())?;
+        Ok((signal, parse(signal, value.trim()).map_err(|error: String| format!("{signal}: {error}"))?))
     };
-    items.map(pair).collect()
+    items.map(pair).collect::<Result<_, String>>().map_err(|error| format!("{flag}: {error}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn parse(hard: &str, soft: &str, grace: &str, reclaim: &str) -> Result<Vec<Threshold>, String> {
+        let flags = Flags { hard, soft, soft_grace_period: grace, minimum_reclaim: reclaim, ..Flags::default() };
+        Eviction::parse(&flags).map(|eviction| eviction.thresholds)
+    }
+
     #[test]
-    fn hard_thresholds() {
-        let parsed = Eviction::parse("memory.available<1Gi, nodefs.available<0%,pid.available<12.5%").unwrap();
-        let one = |signal, value| Threshold { signal, value };
+    fn thresholds() {
+        let parsed = parse(
+            "memory.available<1Gi, nodefs.available<0%,pid.available<12.5%",
+            "memory.available<2Gi",
+            "memory.available=1m30s",
+            "pid.available=7",
+        )
+        .unwrap();
+        let amount = |text| Value::Amount(Quantity::parse(text).unwrap());
+        let one =
+            |signal, value, seconds, reclaim| Threshold { signal, value, grace: Duration::from_secs(seconds), reclaim };
         assert_eq!(
-            parsed.thresholds,
+            parsed,
             [
-                one(Signal::MemoryAvailable, Value::Amount(Quantity::parse("1Gi").unwrap())),
-                one(Signal::PidAvailable, Value::Percent(12.5)),
+                one(Signal::MemoryAvailable, amount("1Gi"), 0, None),
+                one(Signal::PidAvailable, Value::Percent(12.5), 0, Some(amount("7"))),
+                one(Signal::MemoryAvailable, amount("2Gi"), 90, None),
             ]
         );
-        assert_eq!((parsed.thresholds[0].value.of(7), parsed.thresholds[1].value.of(800)), (1 << 30, 100));
+        assert_eq!((parsed[0].value.of(7), parsed[1].value.of(800)), (1 << 30, 100));
         assert_eq!(Eviction::default().thresholds.len(), 5);
         let signals: Vec<Signal> =
-            Eviction::parse(Eviction::HARD_WITHOUT_DISK).unwrap().thresholds.iter().map(|t| t.signal).collect();
+            parse(Eviction::HARD_WITHOUT_DISK, "", "", "").unwrap().iter().map(|t| t.signal).collect();
         assert_eq!(signals, [Signal::MemoryAvailable]);
-        assert_eq!(Eviction::parse("").unwrap().thresholds, []);
+        assert_eq!(parse("", "", "", "").unwrap(), []);
     }
 
     #[test]
     fn mistakes_are_named() {
-        for (hard, expected) in [
-            ("memory.available=1Gi", "\"memory.available=1Gi\" is not of the form SIGNAL<VALUE"),
-            ("memory.free<1Gi", "unrecognized eviction signal \"memory.free\"; known are memory.available"),
-            ("memory.available<lots", "threshold of memory.available: \"lots\""),
-            ("memory.available<101%", "\"101%\" is not between 0% and 100%"),
-            ("memory.available<-1Gi", "-1Gi must be positive"),
+        for (hard, soft, grace, reclaim, expected) in [
+            (
+                "memory.available=1Gi",
+                "",
+                "",
+                "",
+                "--eviction-hard: \"memory.available=1Gi\" is not of the form SIGNAL<VALUE",
+            ),
+            ("memory.free<1Gi", "", "", "", "--eviction-hard: unrecognized eviction signal \"memory.free\"; known are"),
+            ("memory.available<lots", "", "", "", "--eviction-hard: memory.available: \"lots\""),
+            ("memory.available<101%", "", "", "", "\"101%\" is not between 0% and 100%"),
+            ("memory.available<-1Gi", "", "", "", "-1Gi must be positive"),
+            ("", "memory.available<1Gi", "", "", "--eviction-soft: memory.available needs its period"),
+            (
+                "",
+                "",
+                "memory.available=1m",
+                "",
+                "--eviction-soft-grace-period: memory.available is not in --eviction-soft",
+            ),
+            ("", "memory.available<1Gi", "memory.available=-1m", "", "-1m must be positive"),
+            ("", "", "", "memory.available=x", "--eviction-minimum-reclaim: memory.available: \"x\""),
         ] {
-            let error = Eviction::parse(hard).unwrap_err();
-            assert!(error.starts_with("--eviction-hard: ") && error.contains(expected), "{hard:?} gave {error:?}");
+            let error = parse(hard, soft, grace, reclaim).unwrap_err();
+            assert!(error.contains(expected), "{error:?} should say {expected:?}");
         }
     }
 }

@@ -52,7 +52,11 @@ fn build_with(spec: Value, last: Value, states: &[&str], finished: bool, verdict
         }
     }
     let last = pod.status.clone().unwrap_or_default();
-    let verdict = verdict.map(|(reason, message)| (reason.to_owned(), message.to_owned()));
+    let verdict = verdict.map(|(reason, message)| Verdict {
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+        disruption: reason == "Evicted",
+    });
     build(&Input {
         pod: &pod,
         last: &last,
