@@ -12,6 +12,7 @@ pub mod v1 {
 
 use std::path::Path;
 use tonic::transport::{Channel, Endpoint, Uri};
+use v1::Signal;
 
 /// Connects lazily to a runtime's Unix socket, such as `/run/containerd/containerd.sock`
 /// (a leading `unix://` is accepted). The channel reconnects by itself when the runtime restarts.
@@ -23,5 +24,31 @@ pub fn connect(endpoint: &str) -> Channel {
     }))
 }
 
+/// A signal as pods and images name it, such as `SIGTERM` or `SIGRTMIN+3`; the runtime's choice if it is none.
+pub fn signal(name: &str) -> Signal {
+    Signal::from_str_name(&name.replace('+', "PLUS").replace('-', "MINUS")).unwrap_or(Signal::RuntimeDefault)
+}
+
+/// The name of a signal that was chosen.
+pub fn signal_name(signal: Signal) -> Option<String> {
+    let name = signal.as_str_name().replace("PLUS", "+").replace("MINUS", "-");
+    (signal != Signal::RuntimeDefault).then_some(name)
+}
+
 /// Largest message accepted either way (16 MiB, as upstream's kubelet): a list of every container.
 pub const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_are_named_as_in_pods() {
+        for (name, number) in
+            [("SIGABRT", 1), ("SIGTERM", 23), ("SIGRTMIN+15", 50), ("SIGRTMAX-14", 51), ("SIGRTMAX", 65)]
+        {
+            assert_eq!((signal(name) as i32, signal_name(signal(name)).as_deref()), (number, Some(name)));
+        }
+        assert_eq!((signal("SIGNONE"), signal_name(Signal::RuntimeDefault)), (Signal::RuntimeDefault, None));
+    }
+}

@@ -8,7 +8,7 @@ use crate::pod::{self, Kind, Member};
 use crate::security::{self, ImageUser};
 use crate::{cgroup, dns, env, resources, state};
 use cri::v1;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Container, Pod};
 use std::collections::HashMap;
 use std::path::PathBuf;
 
@@ -160,6 +160,7 @@ pub fn container(pod: &Pod, member: &Member<'_>, config: &Config, prepared: Prep
         stdin: container.stdin == Some(true),
         stdin_once: container.stdin_once == Some(true),
         tty: container.tty == Some(true),
+        stop_signal: stop_signal(container).into(),
         linux: Some(v1::LinuxContainerConfig {
             resources: Some(resources::container(pod, container, prepared.node_memory)),
             security_context: Some(security::container(
@@ -174,6 +175,11 @@ pub fn container(pod: &Pod, member: &Member<'_>, config: &Config, prepared: Prep
     }
 }
 
-pub fn message_path(container: &k8s_openapi::api::core::v1::Container) -> &str {
+fn stop_signal(container: &Container) -> v1::Signal {
+    let wanted = container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.as_deref());
+    wanted.map_or(v1::Signal::RuntimeDefault, cri::signal)
+}
+
+pub fn message_path(container: &Container) -> &str {
     container.termination_message_path.as_deref().filter(|path| !path.is_empty()).unwrap_or("/dev/termination-log")
 }

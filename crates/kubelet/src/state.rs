@@ -51,6 +51,8 @@ pub struct Instance {
     pub message_policy: String,
     pub user: Option<v1::LinuxContainerUser>,
     pub resources: Option<v1::LinuxContainerResources>,
+    /// What it is asked to end by, if the runtime tells.
+    pub stop_signal: Option<String>,
 }
 
 impl Instance {
@@ -88,6 +90,7 @@ impl Instance {
             message_policy: annotation(MESSAGE_POLICY),
             user: status.user.clone().and_then(|user| user.linux),
             resources: status.resources.clone().and_then(|resources| resources.linux),
+            stop_signal: cri::signal_name(status.stop_signal()),
             id: status.id,
         }
     }

@@ -25,6 +25,8 @@ pub struct Input<'a> {
     pub waiting: &'a BTreeMap<String, (String, String)>,
     /// Containers whose postStart hook has not finished yet: they do not count as running.
     pub hooked: &'a BTreeSet<String>,
+    /// Containers whose start is under way.
+    pub starting: &'a BTreeSet<&'a str>,
     /// Nothing runs and nothing will: the phase must be a final one.
     pub finished: bool,
     /// Overrides the phase.
@@ -125,10 +127,14 @@ fn container_status(input: &Input<'_>, member: &Member<'_>) -> ContainerStatus {
                     supplemental_groups: Some(user.supplemental_groups.clone()).filter(|groups| !groups.is_empty()),
                 }),
             });
+            status.stop_signal = instance.stop_signal.clone();
             let previous = input.runtime.previous(name).filter(|previous| previous.state == RunState::Exited);
             status.last_state = match previous {
                 Some(previous) => Some(terminated(previous, input.runtime_name)),
-                None => old.and_then(|old| old.last_state.clone()),
+                // Waiting showed the latest one there.
+                None => old.and_then(|old| old.last_state.clone()).filter(|last| {
+                    last.terminated.as_ref().and_then(|last| last.container_id.as_ref()) != status.container_id.as_ref()
+                }),
             };
         }
         // The runtime has lost it: what it was remains known.
@@ -149,9 +155,16 @@ fn container_status(input: &Input<'_>, member: &Member<'_>) -> ContainerStatus {
                 ..Default::default()
             }
         }
+        // Its start is still being given up: the reason to wait comes with the end of that.
+        Some(instance) if instance.started_at == 0 && input.starting.contains(name) => {
+            self::waiting(&(default_reason(input, member).to_owned(), String::new()))
+        }
         Some(instance) if instance.state == RunState::Exited => {
             let terminated = terminated(instance, input.runtime_name);
-            match waiting.filter(|_| !input.finished) {
+            let restarts = !input.finished
+                && input.pod.metadata.deletion_timestamp.is_none()
+                && pod::restarts(input.pod, member, instance.exit_code);
+            match waiting.filter(|_| restarts) {
                 Some(waiting) => {
                     status.last_state = Some(terminated);
                     self::waiting(waiting)

@@ -676,6 +676,11 @@ impl Worker {
         let waiting = self.tracks.iter().filter_map(|(name, track)| Some((name.clone(), track.waiting.clone()?)));
         let waiting: BTreeMap<String, (String, String)> = waiting.collect();
         let finished = self.stage == Stage::Finished;
+        let starting = self.busy.iter().filter_map(|operation| match operation {
+            Operation::Start(name) => Some(name.as_str()),
+            _ => None,
+        });
+        let starting = starting.collect();
         let status = status::build(&status::Input {
             pod: &self.pod,
             last: &self.last,
@@ -683,6 +688,7 @@ impl Worker {
             probes: &self.probes,
             waiting: &waiting,
             hooked: &self.hooked,
+            starting: &starting,
             finished,
             verdict: self.verdict.as_ref().filter(|_| finished || self.runtime.running().next().is_none()),
             host_ips: &self.shared.config.host_ips(),

@@ -82,6 +82,7 @@ impl Case {
             message_policy: String::new(),
             user: None,
             resources: None,
+            stop_signal: None,
         }
     }
 

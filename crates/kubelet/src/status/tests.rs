@@ -43,6 +43,7 @@ fn build_with(spec: Value, last: Value, states: &[&str], finished: bool, verdict
             message_policy: String::new(),
             user: None,
             resources: None,
+            stop_signal: Some("SIGTERM".into()),
         };
         match words[1..] {
             ["running"] => runtime.observe(instance(RunState::Running, 0)),
@@ -64,6 +65,7 @@ fn build_with(spec: Value, last: Value, states: &[&str], finished: bool, verdict
         probes: &Results::default(),
         waiting: &waiting,
         hooked: &BTreeSet::new(),
+        starting: &BTreeSet::new(),
         finished,
         verdict: verdict.as_ref(),
         host_ips: &["192.0.2.1".to_owned()],
@@ -179,6 +181,20 @@ fn container_states() {
     let last = container.last_state.as_ref().unwrap().terminated.as_ref().unwrap();
     assert_eq!((last.exit_code, last.reason.as_deref()), (7, Some("Error")));
     assert_eq!((container.restart_count, container.container_id.as_deref()), (2, Some("rt://a-id")));
+
+    // One that is not started again shows its end, also while the start's failure is known.
+    let failed = build_with(
+        spec("Never", &[], &["a"]),
+        json!({"containerStatuses": [{"name": "a", "ready": false, "restartCount": 2, "image": "x", "imageID": "y",
+            "lastState": {"terminated": {"exitCode": 128, "containerID": "rt://a-id"}}}]}),
+        &["a exit 128", "a waiting RunContainerError"],
+        false,
+        None,
+    );
+    let container = &failed.container_statuses.as_ref().unwrap()[0];
+    assert_eq!(container.state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 128);
+    assert_eq!(container.last_state, None, "one end is not shown twice");
+    assert_eq!(container.stop_signal.as_deref(), Some("SIGTERM"));
 
     let fresh = build_with(spec("Always", &["i"], &["a"]), json!({}), &[], false, None);
     let reason = |list: &Option<Vec<ContainerStatus>>| {

@@ -20,6 +20,17 @@ use crate::validate::{Errors, indexed, text};
 
 pub(super) mod env;
 
+#[rustfmt::skip]
+const STOP_SIGNALS: &[&str] = &[
+    "SIGABRT", "SIGALRM", "SIGBUS", "SIGCHLD", "SIGCLD", "SIGCONT", "SIGFPE", "SIGHUP", "SIGILL", "SIGINT",
+    "SIGIO", "SIGIOT", "SIGKILL", "SIGPIPE", "SIGPOLL", "SIGPROF", "SIGPWR", "SIGQUIT", "SIGRTMAX",
+    "SIGRTMAX-1", "SIGRTMAX-10", "SIGRTMAX-11", "SIGRTMAX-12", "SIGRTMAX-13", "SIGRTMAX-14", "SIGRTMAX-2",
+    "SIGRTMAX-3", "SIGRTMAX-4", "SIGRTMAX-5", "SIGRTMAX-6", "SIGRTMAX-7", "SIGRTMAX-8", "SIGRTMAX-9",
+    "SIGRTMIN", "SIGRTMIN+1", "SIGRTMIN+10", "SIGRTMIN+11", "SIGRTMIN+12", "SIGRTMIN+13", "SIGRTMIN+14",
+    "SIGRTMIN+15", "SIGRTMIN+2", "SIGRTMIN+3", "SIGRTMIN+4", "SIGRTMIN+5", "SIGRTMIN+6", "SIGRTMIN+7",
+    "SIGRTMIN+8", "SIGRTMIN+9", "SIGSEGV", "SIGSTKFLT", "SIGSTOP", "SIGSYS", "SIGTERM", "SIGTRAP", "SIGTSTP",
+    "SIGTTIN", "SIGTTOU", "SIGURG", "SIGUSR1", "SIGUSR2", "SIGVTALRM", "SIGWINCH", "SIGXCPU", "SIGXFSZ",
+];
 const PULL_POLICIES: &[&str] = &["Always", "IfNotPresent", "Never"];
 const PROTOCOLS: &[&str] = &["SCTP", "TCP", "UDP"];
 const RESTART_POLICIES: &[&str] = &["Always", "Never", "OnFailure"];
@@ -113,10 +124,23 @@ impl Pod<'_> {
         }
     }
 
+    /// Which signals there are depends on the system.
+    fn stop_signal(&self, signal: &str, path: &Path, errors: &mut Errors) {
+        match self.spec.os.as_ref().map(|os| os.name.as_str()) {
+            Some("windows") => errors.one_of(path, Some(signal), &["SIGKILL", "SIGTERM"]),
+            Some("linux") => errors.one_of(path, Some(signal), STOP_SIGNALS),
+            _ => errors.forbidden(path, "may not be set for containers with empty `spec.os.name`"),
+        }
+    }
+
     /// Lifecycle and probes of containers that run on.
     fn hooks(&self, container: &Container, path: &Path, errors: &mut Errors) {
         if let Some(lifecycle) = &container.lifecycle {
-            probe::lifecycle(lifecycle, self.grace, &path.child("lifecycle"), errors);
+            let path = path.child("lifecycle");
+            probe::lifecycle(lifecycle, self.grace, &path, errors);
+            if let Some(signal) = &lifecycle.stop_signal {
+                self.stop_signal(signal, &path.child("stopSignal"), errors);
+            }
         }
         if let Some(liveness) = &container.liveness_probe {
             probe::single_success(liveness, &path.child("livenessProbe"), errors);

@@ -66,7 +66,7 @@ impl Runtime {
             image_id: image.id.clone(),
             created_at: now(),
             cgroup: format!("{}/{id}", pod_record.cgroup),
-            stop_signal: image.config.stop_signal.clone(),
+            stop_signal: cri::signal_name(config.stop_signal()).unwrap_or_else(|| image.config.stop_signal.clone()),
             log_path,
             config: Some(config),
             ..ContainerRecord::default()
@@ -278,15 +278,45 @@ impl Runtime {
     }
 }
 
-/// `SIGQUIT`, `QUIT` or `3`; TERM for none.
-fn signal_number(text: &str) -> i32 {
+/// As the C libraries count, which keep the first two to themselves.
+const RTMIN: i32 = 34;
+const RTMAX: i32 = 64;
+
+/// The signal of that number in CRI's terms.
+pub(super) fn cri_signal(number: i32) -> cri::v1::Signal {
+    let named = nix::sys::signal::Signal::try_from(number).ok().map(|signal| signal.as_str().to_owned());
+    let name = named.unwrap_or_else(|| match number {
+        RTMIN | RTMAX => {
+            if number == RTMIN {
+                "SIGRTMIN".to_owned()
+            } else {
+                "SIGRTMAX".to_owned()
+            }
+        }
+        35..50 => format!("SIGRTMIN+{}", number - RTMIN),
+        _ => format!("SIGRTMAX-{}", RTMAX - number),
+    });
+    cri::signal(&name)
+}
+
+/// `SIGQUIT`, `QUIT`, `3`, `SIGRTMIN+3` or `SIGRTMAX-3`; TERM for none.
+pub(super) fn signal_number(text: &str) -> i32 {
     let upper = text.to_ascii_uppercase();
     let number = || upper.parse().ok().filter(|number| (1..65).contains(number));
     let real_time = || {
-        let (base, offset) = upper.strip_prefix("SIG").unwrap_or(&upper).split_once('+')?;
-        (base == "RTMIN").then(|| 34 + offset.parse::<i32>().unwrap_or(0))
+        let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+        let offset = |from: &str| {
+            name.strip_prefix(from).and_then(|text| if text.is_empty() { Some(0) } else { text.parse::<i32>().ok() })
+        };
+        offset("RTMIN").map(|offset| RTMIN + offset).or_else(|| offset("RTMAX").map(|offset| RTMAX + offset))
     };
     let name = if upper.starts_with("SIG") { upper.clone() } else { format!("SIG{upper}") };
+    let name = match name.as_str() {
+        "SIGCLD" => "SIGCHLD".to_owned(),
+        "SIGIOT" => "SIGABRT".to_owned(),
+        "SIGPOLL" => "SIGIO".to_owned(),
+        _ => name,
+    };
     let named = name.parse::<nix::sys::signal::Signal>().ok().map(|signal| signal as i32);
     named.or_else(number).or_else(real_time).unwrap_or(libc::SIGTERM)
 }
@@ -297,9 +327,18 @@ mod tests {
 
     #[test]
     fn stop_signals_have_names_and_numbers() {
-        for (text, expected) in [("", 15), ("SIGQUIT", 3), ("quit", 3), ("9", 9), ("SIGRTMIN+3", 37), ("nonsense", 15)]
-        {
+        for (text, expected) in [
+            ("", 15),
+            ("SIGQUIT", 3),
+            ("quit", 3),
+            ("9", 9),
+            ("SIGRTMIN+3", 37),
+            ("SIGRTMAX-14", 50),
+            ("SIGPOLL", 29),
+            ("nonsense", 15),
+        ] {
             assert_eq!(signal_number(text), expected, "{text}");
+            assert_eq!(signal_number(&cri::signal_name(cri_signal(expected)).unwrap()), expected, "{text}");
         }
     }
 }

@@ -9,7 +9,7 @@ use cri::v1::{
 };
 
 use super::records::{ContainerRecord, PodRecord};
-use super::{Runtime, sandbox};
+use super::{Runtime, container, sandbox};
 
 pub(super) fn pod_status(record: &PodRecord) -> PodSandboxStatus {
     let config = record.config();
@@ -92,6 +92,7 @@ impl Runtime {
             mounts: config.mounts.clone(),
             log_path: record.log_path.clone(),
             resources: Some(ContainerResources { linux: resources, windows: None }),
+            stop_signal: container::cri_signal(container::signal_number(&record.stop_signal)).into(),
             user: (record.started_at > 0).then_some(ContainerUser { linux: Some(user) }),
         }
     }
