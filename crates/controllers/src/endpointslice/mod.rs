@@ -5,7 +5,6 @@ pub mod desired;
 pub mod mirroring;
 pub mod reconcile;
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -14,10 +13,10 @@ use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
 use kube::api::{DeleteParams, PostParams};
-use parking_lot::Mutex;
 
 use crate::common::expectations::Expectations;
 use crate::common::services::{observe_pod, service_selector};
+use crate::common::written::Written;
 use crate::common::{describe, is_namespace_terminating, selects};
 use crate::framework::{Context, Controller, Requeue};
 use reconcile::Changes;
@@ -80,12 +79,9 @@ pub(crate) struct Slices {
     store: Store<EndpointSlice>,
     manager: &'static str,
     expectations: Arc<Expectations>,
+    /// By uid. A plan from a cache that has not come so far would be refused.
     written: Arc<Written>,
 }
-
-/// The version in which each slice was last written from here, by uid. A cache that has not come so far would plan from
-/// what is no more, and its write would be refused.
-type Written = Mutex<HashMap<String, u64>>;
 
 impl Slices {
     pub(crate) fn watch(context: &Context, manager: &'static str) -> Self {
@@ -100,7 +96,7 @@ impl Slices {
                 Event::Deleted(slice) => {
                     let uid = slice.metadata.uid.as_deref().unwrap_or_default();
                     observed.deleted(&key, uid);
-                    forgotten.lock().remove(uid);
+                    forgotten.forget(uid);
                 }
                 Event::Modified { .. } => {}
             }
@@ -111,10 +107,8 @@ impl Slices {
     }
 
     pub(crate) fn up_to_date(&self, key: &str) -> bool {
-        let written = self.written.lock();
         let current = |slice: &Arc<EndpointSlice>| {
-            let uid = slice.metadata.uid.as_deref().unwrap_or_default();
-            written.get(uid).is_none_or(|written| version(slice) >= *written)
+            !self.written.is_ahead_of(slice.metadata.uid.as_deref().unwrap_or_default(), &slice.metadata)
         };
         self.expectations.satisfied(key) && self.of(key).iter().all(current)
     }
@@ -143,7 +137,7 @@ impl Slices {
             let name = slice.metadata.name.as_deref().unwrap_or_default();
             let updated = api.replace(name, &PostParams::default(), slice).await;
             let updated = updated.with_context(|| format!("update slice {name}"))?;
-            self.written.lock().insert(updated.metadata.uid.clone().unwrap_or_default(), version(&updated));
+            self.written.wrote(updated.metadata.uid.as_deref().unwrap_or_default(), &updated.metadata);
         }
         for slice in &changes.delete {
             let name = slice.metadata.name.as_deref().unwrap_or_default();
@@ -160,11 +154,6 @@ impl Slices {
 
 fn manager_of(slice: &EndpointSlice) -> Option<&str> {
     slice.metadata.labels.as_ref()?.get(MANAGED_BY).map(String::as_str)
-}
-
-/// Versions of one kind are numbers that grow.
-fn version(slice: &EndpointSlice) -> u64 {
-    slice.metadata.resource_version.as_deref().and_then(|version| version.parse().ok()).unwrap_or(0)
 }
 
 fn service_key(slice: &EndpointSlice) -> Option<String> {
