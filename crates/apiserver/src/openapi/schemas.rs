@@ -20,6 +20,10 @@ const SCALARS: [(&str, &str, &str); 8] = [
     ("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSON", "", ""),
 ];
 
+/// Types of which dialect 3 can say that they have several forms; `kubectl explain` calls them by name for that.
+const ALTERNATIVES: [(&str, [&str; 2]); 2] =
+    [(SCALARS[0].0, ["string", "number"]), (SCALARS[6].0, ["integer", "string"])];
+
 /// The schemas that a document refers to, gathered while it is built.
 pub struct Schemas {
     dialect: Dialect,
@@ -76,7 +80,10 @@ impl Schemas {
     fn named(&mut self, name: &str) -> Value {
         let prose = self.prose.get(name).and_then(|schema| schema["description"].as_str()).map(str::to_owned);
         let mut schema = match (self.types.get(name), SCALARS.iter().find(|(scalar, ..)| *scalar == name)) {
-            (_, Some((_, kind, format))) => scalar(kind, format),
+            (_, Some((_, kind, format))) => match ALTERNATIVES.iter().find(|(alternative, _)| *alternative == name) {
+                Some((_, kinds)) if self.dialect == Dialect::V3 => one_of(kinds, format),
+                _ => scalar(kind, format),
+            },
             (Some(type_), None) => self.structure(type_),
             (None, None) => json!({"type": "object"}),
         };
@@ -167,6 +174,12 @@ fn scalar(kind: &str, format: &str) -> Value {
         }
     }
     schema.into()
+}
+
+fn one_of(kinds: &[&str; 2], format: &str) -> Value {
+    let mut schema = scalar("", format);
+    schema["oneOf"] = kinds.iter().map(|kind| scalar(kind, "")).collect();
+    schema
 }
 
 /// What strategic merge and server-side apply need to know.

@@ -124,7 +124,7 @@ const API: &[Step] = &[
     ),
     ok(
         "kubectl api-resources --api-group=apps --no-headers",
-        "controllerrevisions                apps/v1   true   ControllerRevision\ndaemonsets            ds       apps/v1   true   DaemonSet\n*",
+        "controllerrevisions            apps/v1   true   ControllerRevision\ndaemonsets            ds       apps/v1   true   DaemonSet\n*",
     ),
     ok("kubectl api-resources --verbs=delete --namespaced=false -o name | grep -x nodes", "nodes\n"),
     ok(
@@ -143,6 +143,9 @@ const API: &[Step] = &[
         "kubectl explain replicaset.spec --recursive",
         "GROUP:      apps\nKIND:       ReplicaSet\nVERSION:    v1\n\nFIELD: spec <ReplicaSetSpec>\n*  minReadySeconds\t<integer>\n  replicas\t<integer>\n  selector\t<LabelSelector> -required-\n    matchExpressions\t<[]LabelSelectorRequirement>\n      key\t<string> -required-\n*",
     ),
+    ok("kubectl explain pod.spec.containers.resources.limits", "*\nFIELD: limits <map[string]Quantity>\n*"),
+    ok("kubectl explain pod.metadata.creationTimestamp", "*\nFIELD: creationTimestamp <string>\n*"),
+    ok("kubectl explain cronjobs --recursive | wc -l | awk '{print ($1 > 500)}'", "1\n"),
     fails("kubectl explain pod.nonsense", "error: field \"nonsense\" does not exist\n"),
     ok("kubectl get --raw /readyz", "ok"),
     ok("kubectl cluster-info", "*Kubernetes control plane* is running at *https://127.0.0.1:*"),
