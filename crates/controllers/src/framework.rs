@@ -31,6 +31,8 @@ pub struct Config {
     pub election: Option<String>,
     /// PEM of the CA that `kube-root-ca.crt` publishes; none, nothing is published.
     pub root_ca: Option<String>,
+    /// Signs certificates of clients; none, they wait for somebody else.
+    pub signer: Option<crate::certificate_signing::Signer>,
     /// Where node podCIDRs are cut from (IPv4), and their prefix length; none, nodes get none from here.
     pub cluster_cidr: Option<(std::net::Ipv4Addr, u8)>,
     pub node_cidr_mask: u8,
@@ -51,6 +53,7 @@ impl Config {
             clients: Arc::new(move |_| client.clone()),
             election: None,
             root_ca: None,
+            signer: None,
             cluster_cidr: Some((std::net::Ipv4Addr::new(10, 42, 0, 0), 16)),
             node_cidr_mask: 24,
             disabled: Vec::new(),

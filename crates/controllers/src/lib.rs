@@ -6,6 +6,7 @@
 pub mod common;
 pub mod framework;
 
+pub mod certificate_signing;
 pub mod clusterrole_aggregation;
 pub mod cron_job;
 pub mod daemon_set;
@@ -39,6 +40,7 @@ pub fn registry() -> Vec<Entry> {
         entry::<namespace::NamespaceController>(),
         entry::<service_account::ServiceAccountController>(),
         entry::<root_ca::RootCaPublisher>(),
+        entry::<certificate_signing::CertificateSigning>(),
         entry::<clusterrole_aggregation::ClusterRoleAggregation>(),
         entry::<deployment::DeploymentController>(),
         entry::<replicas::ReplicaSetController>(),

@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
 };
 use ring::signature::{ECDSA_P256_SHA256_ASN1, RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
 use rustls::pki_types::CertificateDer;
@@ -82,6 +82,28 @@ impl Authority {
 
     pub fn issue(&self, request: &Request) -> Result<Credential> {
         self.issue_at(request, Duration::ZERO)
+    }
+
+    /// Signs another's request (PEM) as a client: its subject and names, for its key. Answers in PEM.
+    pub fn sign(&self, request: &str, life: Option<Duration>) -> Result<String> {
+        let mut asked = CertificateSigningRequestParams::from_pem(request).context("read the request")?;
+        let mine = params("", &[], life.unwrap_or(LEAF_LIFE).min(LEAF_LIFE))?;
+        let params = &mut asked.params;
+        (params.not_before, params.not_after) = (mine.not_before, mine.not_after);
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.use_authority_key_identifier_extension = true;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let certificate = asked.signed_by(&self.issuer)?;
+        // Rather none than one with fewer groups than were approved.
+        let (_, pem) = x509_parser::pem::parse_x509_pem(request.as_bytes())?;
+        let (_, wanted) = x509_parser::certification_request::X509CertificationRequest::from_der(&pem.contents)?;
+        let subject = parse(certificate.der())?.subject().iter().count();
+        ensure!(
+            wanted.certification_request_info.subject.iter().count() == subject,
+            "the subject has more than one attribute of a kind, which cannot be signed here"
+        );
+        Ok(certificate.pem())
     }
 
     /// As if it had been issued some time ago.

@@ -160,6 +160,11 @@ impl Pki {
         self.ca.issue(&Request { name: name.to_owned(), groups, purpose: Purpose::Client })
     }
 
+    /// A certificate for what another's request (PEM) asks, valid as a client's; a year at most.
+    pub fn sign_client(&self, request: &str, life: Option<Duration>) -> Result<String> {
+        self.ca.sign(request, life)
+    }
+
     pub fn node_client(&self, node: &str) -> Result<Credential> {
         self.client(&format!("{NODE_PREFIX}{node}"), &[NODES])
     }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use apiserver::identity::UserInfo;
@@ -78,6 +79,12 @@ impl ControlPlane {
             client::in_process(service, name)
         });
         settings.root_ca = Some(self.pki.ca().to_owned());
+        let pki = self.pki.clone();
+        settings.signer = Some(Arc::new(move |spec| {
+            let request = std::str::from_utf8(&spec.request.0).context("the request is not PEM")?;
+            let seconds = spec.expiration_seconds.and_then(|seconds| u64::try_from(seconds).ok());
+            pki.sign_client(request, seconds.map(Duration::from_secs))
+        }));
         settings.cluster_cidr = Some(config.network.cluster_range()?);
         components
             .spawn("controller manager", controllers::run(settings, Informers::new(manager), components.shutdown()));

@@ -14,6 +14,7 @@ pub fn run(cluster: &Cluster, name: &str, kubectl: &Path) {
     parameters.distinguished_name.push(rcgen::DnType::CommonName, "jane");
     let request = parameters.serialize_request(&key).and_then(|request| request.pem()).expect("make a request");
     shell.write("request.pem", &request);
+    shell.write("key.pem", &key.serialize_pem());
     shell.run(NODE);
     shell.run(CERTIFICATES);
 }
@@ -132,8 +133,9 @@ const CERTIFICATES: &[Step] = &[
     soon("kubectl get csr $(cat good) --no-headers", "* Approved,Issued\n"),
     ok("kubectl get csr $(cat bad) --no-headers", "* Denied\n"),
     ok(
-        "kubectl get csr $(cat good) -o jsonpath='{.status.certificate}' | base64 -d | head -n 1",
-        "-----BEGIN CERTIFICATE-----\n",
+        "kubectl get csr $(cat good) -o jsonpath='{.status.certificate}' | base64 -d > certificate.pem
+         kubectl auth whoami --client-certificate=certificate.pem --client-key=key.pem",
+        "ATTRIBUTE *\nUsername *jane\nGroups *[system:authenticated]\n*",
     ),
     ok("kubectl delete csr $(cat good) $(cat bad)", "*deleted\n*deleted\n"),
 ];
