@@ -67,6 +67,28 @@ fn renews_what_is_due_and_reissues_what_changed() {
 }
 
 #[test]
+fn signs_what_others_ask() {
+    let dir = tempfile::tempdir().unwrap();
+    let pki = pki(dir.path());
+    let key = rcgen::KeyPair::generate().unwrap();
+    let request = |groups: &[&str]| {
+        let mut params = rcgen::CertificateParams::new(["own.example".to_owned()]).unwrap();
+        let kinds = [rcgen::DnType::OrganizationName, rcgen::DnType::CustomDnType(vec![2, 5, 4, 10])];
+        kinds.into_iter().zip(groups).for_each(|(kind, group)| params.distinguished_name.push(kind, *group));
+        params.serialize_request(&key).unwrap().pem().unwrap()
+    };
+    let signed = pki.sign_client(&request(&["readers"]), Some(Duration::from_secs(3600))).unwrap();
+    let (_, pem) = x509_parser::pem::parse_x509_pem(signed.as_bytes()).unwrap();
+    let certificate = pem.parse_x509().unwrap();
+    assert_eq!(certificate.subject().iter_organization().next().unwrap().as_str().unwrap(), "readers");
+    assert!(!certificate.is_ca() && certificate.validity().time_to_expiration().unwrap().whole_seconds() <= 3600);
+    assert_eq!(*certificate.public_key().subject_public_key.data, *key.public_key_raw());
+    let complaint = format!("{:#}", pki.sign_client(&request(&["readers", "writers"]), None).unwrap_err());
+    assert!(complaint.contains("more than one attribute of a kind"), "{complaint}");
+    assert!(pki.sign_client("nonsense", None).is_err());
+}
+
+#[test]
 fn damage_is_named_with_its_remedy() {
     let cases: &[(&str, Option<&str>, &[&str])] = &[
         ("ca.key", None, &["ca.crt exists but", "ca.key does not", "restore ca.crt and ca.key from a backup"]),

@@ -81,7 +81,7 @@ const OBJECTS: &[Step] = &[
     ok("kubectl get configmaps a -L set", "NAME   DATA   AGE   *SET\na      1      *x\n"),
     ok("kubectl get configmaps --field-selector=metadata.name=b -o name", "configmap/b\n"),
     ok("kubectl get configmaps --chunk-size=1 -o name | wc -l", "4\n"),
-    ok("kubectl get configmap a -w --request-timeout=2s --output-watch-events --no-headers", "ADDED *a *1 *"),
+    ok("kubectl get configmap a -w --request-timeout=5s --output-watch-events --no-headers", "ADDED *a *1 *"),
     ok("kubectl create -f pod.yaml", "pod/forced created\n"),
     ok("kubectl replace --force -f pod.yaml", "pod \"forced\" deleted*\npod/forced replaced\n"),
     fails(

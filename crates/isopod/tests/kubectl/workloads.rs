@@ -196,7 +196,7 @@ const ROLLOUTS: &[Step] = &[
     ok("kubectl get service web", "NAME   TYPE       CLUSTER-IP * <none>        80:3*/TCP   *s\n"),
     ok("kubectl events --for deployment/web", "LAST SEEN *ScalingReplicaSet * Deployment/web *"),
     ok("kubectl events --types=Warning --for deployment/web", "No events found in * namespace.\n"),
-    ok("kubectl get deployment web -w --request-timeout=2s --output-watch-events --no-headers", "ADDED *web *1/1 *"),
+    ok("kubectl get deployment web -w --request-timeout=5s --output-watch-events --no-headers", "ADDED *web *1/1 *"),
     ok("kubectl delete deployment web --cascade=foreground", "deployment.apps \"web\" deleted*\n"),
     ok("kubectl get pods -l app=web", "No resources found in * namespace.\n"),
 ];
@@ -210,7 +210,7 @@ const PODS: &[Step] = &[
         "kubectl logs -l app=crash --all-containers --prefix | sort",
         "[pod/crash/one] second\n[pod/crash/two] another\n",
     ),
-    fails("timeout -s INT 3 kubectl logs -f crash -c two; test $? != 124", "another\n"),
+    fails("timeout -s INT 5 kubectl logs -f crash -c two; test $? != 124", "another\n"),
     fails("kubectl logs crash -c three", "error: container three is not valid for pod crash*\n"),
     fails("kubectl logs absent", "error: error from server (NotFound): pods \"absent\" not found in namespace \"*\"\n"),
     ok("kubectl wait --for=condition=Ready pod/crash --timeout=120s", "pod/crash condition met\n"),
