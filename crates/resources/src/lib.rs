@@ -17,6 +17,7 @@ mod registry;
 mod resource;
 pub mod validate;
 mod value;
+pub mod volumes;
 
 use std::sync::LazyLock;
 

@@ -16,12 +16,9 @@ use crate::print;
 use crate::resource::Kind;
 use crate::validate::{Errors, indexed, text};
 use crate::value::Defaulting;
+use crate::volumes::DEFAULT_CLASS;
 
 pub struct StorageClass;
-
-/// Either makes a class the one of claims that name none.
-const DEFAULT_ANNOTATIONS: [&str; 2] =
-    ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];
 
 impl Kind for StorageClass {
     type Object = api::StorageClass;
@@ -72,7 +69,7 @@ impl Kind for StorageClass {
         let name = text(&typed.metadata.name);
         let annotations = typed.metadata.annotations.as_ref();
         let says = |key: &&str| annotations.is_some_and(|map| map.get(*key).is_some_and(|value| value == "true"));
-        let default = if DEFAULT_ANNOTATIONS.iter().any(says) { " (default)" } else { "" };
+        let default = if DEFAULT_CLASS.iter().any(says) { " (default)" } else { "" };
         vec![
             json!(format!("{name}{default}")),
             json!(typed.provisioner),
