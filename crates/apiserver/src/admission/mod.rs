@@ -6,6 +6,7 @@
 //! will be stored. Adding one: a file here and a line in [`Chain::standard`].
 
 mod certificates;
+mod claim_resize;
 mod default_tolerations;
 mod limit_ranger;
 mod namespace_lifecycle;
@@ -15,6 +16,8 @@ mod priority;
 mod quota;
 mod rbac_escalation;
 mod service_account;
+mod storage_class;
+mod storage_in_use;
 mod taint_nodes;
 
 #[cfg(test)]
@@ -131,6 +134,9 @@ impl Chain {
             Box::new(taint_nodes::TaintNodesByCondition),
             Box::new(priority::Priority::new(lookup.clone())),
             Box::new(default_tolerations::DefaultTolerationSeconds),
+            Box::new(storage_class::DefaultStorageClass::new(lookup.clone())),
+            Box::new(storage_in_use::StorageObjectInUseProtection),
+            Box::new(claim_resize::PersistentVolumeClaimResize::new(lookup.clone())),
             Box::new(certificates::Certificates::new(authorizer.clone())),
             Box::new(rbac_escalation::RbacEscalation::new(authorizer.clone())),
             Box::new(quota::ResourceQuota::new(lookup.clone())),

@@ -9,7 +9,7 @@ use super::*;
 use crate::authn::lookup::memory::Memory;
 use crate::authn::lookup::{
     CLUSTER_ROLE_BINDINGS, CLUSTER_ROLES, Kind, LIMIT_RANGES, NAMESPACES, NODES, PODS, PRIORITY_CLASSES,
-    RESOURCE_QUOTAS, SERVICE_ACCOUNTS,
+    RESOURCE_QUOTAS, SERVICE_ACCOUNTS, STORAGE_CLASSES,
 };
 use crate::identity::NODES as NODES_GROUP;
 
@@ -20,6 +20,7 @@ const fn facts(group: &'static str, kind: &'static str, plural: &'static str) ->
 static POD: Facts = facts("", "Pod", "pods");
 static CONFIG_MAP: Facts = facts("", "ConfigMap", "configmaps");
 static CLAIM: Facts = facts("", "PersistentVolumeClaim", "persistentvolumeclaims");
+static VOLUME: Facts = Facts { scope: Scope::Cluster, ..facts("", "PersistentVolume", "persistentvolumes") };
 static ACCOUNT: Facts = facts("", "ServiceAccount", "serviceaccounts");
 static LEASE: Facts = facts("coordination.k8s.io", "Lease", "leases");
 static ROLE: Facts = facts("rbac.authorization.k8s.io", "Role", "roles");
@@ -125,6 +126,40 @@ async fn namespaces_gate_creation() {
     let default = json!({"metadata": {"name": "default"}});
     let refusal = world.delete(&NAMESPACE, default).await.unwrap_err().to_string();
     assert_eq!(refusal, r#"namespaces "default" is forbidden: this namespace may not be deleted"#);
+}
+
+#[tokio::test]
+async fn claims_and_volumes_are_completed() {
+    let class = |name: &str, default: &str, grows: bool| {
+        let annotations = json!({"storageclass.kubernetes.io/is-default-class": default});
+        let class = json!({"metadata": {"name": name, "annotations": annotations}, "provisioner": "p",
+            "allowVolumeExpansion": grows});
+        (STORAGE_CLASSES, class)
+    };
+    let world = world([class("plain", "true", false), class("grows", "false", true)]).await;
+    let claim = |class: Value, size: &str| {
+        let spec = json!({"storageClassName": class, "resources": {"requests": {"storage": size}}});
+        json!({"metadata": {"name": "c"}, "spec": spec, "status": {"phase": "Bound"}})
+    };
+    for (asked, given) in [(json!(null), "plain"), (json!(""), ""), (json!("grows"), "grows")] {
+        let created = world.create(&CLAIM, claim(asked, "1Gi")).await.unwrap();
+        assert_eq!(created["spec"]["storageClassName"], given);
+        assert_eq!(created["metadata"]["finalizers"], json!(["kubernetes.io/pvc-protection"]));
+    }
+    let volume = json!({"metadata": {"name": "v", "finalizers": ["a/b"]}});
+    let created = world.create(&VOLUME, volume).await.unwrap();
+    assert_eq!(created["metadata"]["finalizers"], json!(["a/b", "kubernetes.io/pv-protection"]));
+
+    let grow = |class: &str| world.update(&CLAIM, "", claim(json!(class), "1Gi"), claim(json!(class), "2Gi"));
+    assert!(grow("grows").await.is_ok());
+    assert_eq!(
+        grow("plain").await.unwrap_err().to_string(),
+        r#"persistentvolumeclaims "c" is forbidden: only dynamically provisioned pvc can be resized and the storageclass that provisions the pvc must support resize"#
+    );
+    let mut pending = claim(json!("grows"), "1Gi");
+    pending["status"] = json!({"phase": "Pending"});
+    let refusal = world.update(&CLAIM, "", pending, claim(json!("grows"), "2Gi")).await.unwrap_err();
+    assert!(refusal.to_string().ends_with("Only bound persistent volume claims can be expanded"));
 }
 
 #[tokio::test]

@@ -43,6 +43,7 @@ pub const ROLE_BINDINGS: Kind = kind("rbac.authorization.k8s.io", "rolebindings"
 pub const SECRETS: Kind = kind("", "secrets");
 pub const SERVICES: Kind = kind("", "services");
 pub const SERVICE_ACCOUNTS: Kind = kind("", "serviceaccounts");
+pub const STORAGE_CLASSES: Kind = kind("storage.k8s.io", "storageclasses");
 pub const VOLUME_ATTACHMENTS: Kind = kind("storage.k8s.io", "volumeattachments");
 
 /// One step of a kind's history, as [`Lookup::watch`] tells it.

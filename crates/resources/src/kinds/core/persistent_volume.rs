@@ -76,7 +76,15 @@ impl Kind for PersistentVolume {
     }
 
     fn prepare_create(object: &mut Value) {
-        object["status"] = json!({"phase": "Pending"});
+        object["status"] = json!({"phase": "Pending", "lastPhaseTransitionTime": now()});
+    }
+
+    fn prepare_status_update(new: &mut Value, old: &Value) {
+        let (new, old) = (&mut new["status"], &old["status"]);
+        let key = "lastPhaseTransitionTime";
+        if new["phase"] != old["phase"] && (new[key].is_null() || new[key] == old[key]) {
+            new[key] = now();
+        }
     }
 
     fn validate(object: &api::PersistentVolume, errors: &mut Errors) {
@@ -167,6 +175,12 @@ impl Kind for PersistentVolume {
             json!(or(text(&spec.volume_mode), UNSET)),
         ]
     }
+}
+
+/// As the API writes times: in whole seconds.
+fn now() -> Value {
+    let now = Timestamp::now();
+    json!(Timestamp::from_second(now.as_second()).unwrap_or(now))
 }
 
 fn source(spec: &api::PersistentVolumeSpec) -> Map<String, Value> {
