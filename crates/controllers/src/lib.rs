@@ -14,17 +14,21 @@ pub mod deployment;
 pub mod disruption;
 pub mod endpoints;
 pub mod endpointslice;
+pub mod ephemeral_volume;
 pub mod garbage;
 pub mod job;
+pub mod local_path;
 pub mod namespace;
 pub mod node_ipam;
 pub mod node_lifecycle;
+pub mod persistent_volume;
 pub mod pod_gc;
 pub mod replicas;
 pub mod resource_quota;
 pub mod root_ca;
 pub mod service_account;
 pub mod stateful_set;
+pub mod storage_protection;
 pub mod ttl_after_finished;
 
 use client::Informers;
@@ -60,6 +64,11 @@ pub fn registry() -> Vec<Entry> {
         entry::<node_lifecycle::NodeLifecycle>(),
         entry::<node_lifecycle::eviction::TaintEviction>(),
         entry::<node_ipam::NodeIpam>(),
+        entry::<persistent_volume::PersistentVolumeBinder>(),
+        entry::<storage_protection::ClaimProtection>(),
+        entry::<storage_protection::VolumeProtection>(),
+        entry::<ephemeral_volume::EphemeralVolumeController>(),
+        entry::<local_path::LocalPathProvisioner>(),
     ]
 }
 

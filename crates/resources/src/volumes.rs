@@ -278,7 +278,10 @@ mod tests {
             assert_eq!(chosen(&claim, &anywhere), expected, "{claim:?}");
         }
         // The binder leaves a waiting claim what is meant for it, and nothing else.
-        assert_eq!((chosen(&claim(json!({})), &Search::Reserved), chosen(&named, &Search::Reserved)), ("".into(), "mine".into()));
+        assert_eq!(
+            (chosen(&claim(json!({})), &Search::Reserved), chosen(&named, &Search::Reserved)),
+            ("".into(), "mine".into())
+        );
         let only = |name: &'static str| move |volume: &PersistentVolume| volume.metadata.name.as_deref() == Some(name);
         assert_eq!(chosen(&claim(json!({})), &Search::Reachable(&only("large"))), "large");
         assert_eq!(chosen(&named, &Search::Reachable(&only("large"))), "", "what is meant for it is out of reach");

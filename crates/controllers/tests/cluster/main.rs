@@ -8,6 +8,7 @@ mod namespaces;
 mod nodes;
 mod services;
 mod stateful;
+mod volumes;
 mod workloads;
 
 use std::fmt::Debug;
