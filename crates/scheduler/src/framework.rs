@@ -1,15 +1,16 @@
 //! The scheduling framework: upstream's extension points as one trait, of which a plugin implements the methods it is
 //! for. It refuses to know which plugins there are.
 //!
-//! PreFilter and PreScore return what the later calls need as a value (`Filter`, `Score`), so that no plugin keeps state
+//! PreFilter, PreScore and Reserve return what the later calls need as a value (`Filter`, `Score`, `PreBind`), so that no plugin keeps state
 //! between decisions and no two plugins can meet in a shared map.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use anyhow::Context as _;
 use async_trait::async_trait;
 use client::Client;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim};
 
 use crate::decide::Diagnosis;
 use crate::pod::PodInfo;
@@ -100,9 +101,21 @@ pub enum ClusterEvent<'a> {
         new: &'a PodInfo,
     },
     PodGone(&'a PodInfo),
+    Claim(&'a PersistentVolumeClaim),
+    /// A persistent volume or a storage class came or changed.
+    Storage,
     /// Something that concerns pods of any kind, such as the labels of a namespace.
     Other,
 }
+
+/// What Reserve left to do before the pod is bound; runs beside other decisions, and may wait.
+#[async_trait]
+pub trait PreBind: Send + Sync {
+    async fn run(&self, client: &Client) -> anyhow::Result<()>;
+}
+
+/// What the plugins left to do, with their names.
+pub type Reserved = Vec<(&'static str, Box<dyn PreBind>)>;
 
 #[async_trait]
 pub trait Plugin: Send + Sync {
@@ -145,18 +158,20 @@ pub trait Plugin: Send + Sync {
         false
     }
 
-    fn reserve(&self, _pod: &PodInfo, _node: &str) -> anyhow::Result<()> {
-        Ok(())
+    /// Notes in the snapshot what the chosen node means for other decisions.
+    fn reserve(
+        &self,
+        _snapshot: &mut Snapshot,
+        _pod: &PodInfo,
+        _node: NodeId,
+    ) -> anyhow::Result<Option<Box<dyn PreBind>>> {
+        Ok(None)
     }
 
-    fn unreserve(&self, _pod: &PodInfo, _node: &str) {}
+    fn unreserve(&self, _snapshot: &mut Snapshot, _pod: &PodInfo) {}
 
     /// May wait before it allows the binding.
     async fn permit(&self, _client: &Client, _pod: &PodInfo, _node: &str) -> anyhow::Result<()> {
-        Ok(())
-    }
-
-    async fn pre_bind(&self, _client: &Client, _pod: &PodInfo, _node: &str) -> anyhow::Result<()> {
         Ok(())
     }
 
@@ -192,26 +207,33 @@ impl Framework {
     }
 
     /// All plugins reserve, or none does.
-    pub fn reserve(&self, pod: &PodInfo, node: &str) -> anyhow::Result<()> {
-        let failed = self.plugins.iter().find_map(|plugin| plugin.reserve(pod, node).err());
-        failed.map_or(Ok(()), |error| {
-            self.unreserve(pod, node);
-            Err(error)
-        })
+    pub fn reserve(&self, snapshot: &mut Snapshot, pod: &PodInfo, node: NodeId) -> anyhow::Result<Reserved> {
+        let mut reserved = Reserved::new();
+        for plugin in &self.plugins {
+            match plugin.reserve(snapshot, pod, node) {
+                Ok(left) => reserved.extend(left.map(|left| (plugin.name(), left))),
+                Err(error) => {
+                    self.unreserve(snapshot, pod);
+                    let name = plugin.name();
+                    return Err(error.context(format!("running Reserve plugin {name:?}")));
+                }
+            }
+        }
+        Ok(reserved)
     }
 
     /// In the reverse order; idempotent, since it also undoes half a reservation.
-    pub fn unreserve(&self, pod: &PodInfo, node: &str) {
-        self.plugins.iter().rev().for_each(|plugin| plugin.unreserve(pod, node));
+    pub fn unreserve(&self, snapshot: &mut Snapshot, pod: &PodInfo) {
+        self.plugins.iter().rev().for_each(|plugin| plugin.unreserve(snapshot, pod));
     }
 
     /// The binding cycle: Permit, PreBind, Bind, PostBind.
-    pub async fn bind(&self, client: &Client, pod: &PodInfo, node: &str) -> anyhow::Result<()> {
+    pub async fn bind(&self, client: &Client, pod: &PodInfo, node: &str, reserved: Reserved) -> anyhow::Result<()> {
         for plugin in &self.plugins {
             plugin.permit(client, pod, node).await?;
         }
-        for plugin in &self.plugins {
-            plugin.pre_bind(client, pod, node).await?;
+        for (plugin, left) in reserved {
+            left.run(client).await.with_context(|| format!("running PreBind plugin {plugin:?}"))?;
         }
         for plugin in &self.plugins {
             if plugin.bind(client, pod, node).await? {

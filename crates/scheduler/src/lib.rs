@@ -14,6 +14,7 @@ pub mod queue;
 pub mod requests;
 mod scheduler;
 pub mod snapshot;
+pub mod storage;
 mod writes;
 
 use client::Client;

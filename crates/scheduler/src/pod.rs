@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock};
 
-use k8s_openapi::api::core::v1::{Pod, PodSpec, Taint, Toleration};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod, PodSpec, Taint, Toleration};
+use resources::volumes;
 
 use crate::affinity::{Labels, NodeDemands, PodDemands, Spread, tolerates};
 use crate::requests::{self, Requests};
@@ -45,6 +46,7 @@ pub struct PodInfo {
     pub class: Arc<Class>,
     pub node_demands: NodeDemands,
     pub spread: Vec<Spread>,
+    pub claims: Vec<volumes::Use>,
 }
 
 impl PodInfo {
@@ -60,6 +62,7 @@ impl PodInfo {
             assumed,
             host_ports: host_ports(spec),
             node_demands: NodeDemands::new(spec),
+            claims: volumes::claims_of(&object),
             spread: spec
                 .topology_spread_constraints
                 .iter()
@@ -86,6 +89,12 @@ impl PodInfo {
 
     pub fn namespace(&self) -> &str {
         &self.class.namespace
+    }
+
+    pub fn uses_claim(&self, claim: &PersistentVolumeClaim) -> bool {
+        let meta = &claim.metadata;
+        meta.namespace.as_deref() == Some(self.namespace())
+            && self.claims.iter().any(|used| Some(used.claim.as_str()) == meta.name.as_deref())
     }
 
     /// An empty name is no name.

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use client::{Client, ErrorExt as _, Event, EventRecorder, EventType, Informer, Informers, Subscription, key_of};
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Pod};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::ListParams;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -72,7 +73,11 @@ pub(crate) async fn run(name: String, client: Client, shutdown: CancellationToke
     let nodes = informers.get::<Node>();
     let namespaces = informers.get::<Namespace>();
     let budgets = informers.get::<PodDisruptionBudget>();
-    let synced = async { tokio::join!(pods.synced(), nodes.synced(), namespaces.synced()) };
+    let claims = informers.get::<PersistentVolumeClaim>();
+    let volumes = informers.get::<PersistentVolume>();
+    let classes = informers.get::<StorageClass>();
+    let storage = async { tokio::join!(claims.synced(), volumes.synced(), classes.synced()) };
+    let synced = async { tokio::join!(pods.synced(), nodes.synced(), namespaces.synced(), storage) };
     if shutdown.run_until_cancelled(synced).await.is_none() {
         return;
     }
@@ -83,6 +88,9 @@ pub(crate) async fn run(name: String, client: Client, shutdown: CancellationToke
         nodes: nodes.subscribe(),
         namespaces: namespaces.subscribe(),
         budgets: budgets.subscribe(),
+        claims: claims.subscribe(),
+        volumes: volumes.subscribe(),
+        classes: classes.subscribe(),
         groups: groups::watch(&client, &mut watching),
     };
     let mut scheduler = Scheduler {
@@ -111,6 +119,9 @@ struct Feeds {
     nodes: Subscription<Node>,
     namespaces: Subscription<Namespace>,
     budgets: Subscription<PodDisruptionBudget>,
+    claims: Subscription<PersistentVolumeClaim>,
+    volumes: Subscription<PersistentVolume>,
+    classes: Subscription<StorageClass>,
     groups: mpsc::Receiver<Group>,
 }
 
@@ -119,6 +130,9 @@ enum Input {
     Node(Event<Node>),
     Namespace(Event<Namespace>),
     Budget(Event<PodDisruptionBudget>),
+    Claim(Event<PersistentVolumeClaim>),
+    Volume(Event<PersistentVolume>),
+    Class(Event<StorageClass>),
     Group(Group),
     Written(Written),
     Time,
@@ -129,6 +143,9 @@ impl Feeds {
     fn ready(&mut self) -> Option<Input> {
         None.or_else(|| self.namespaces.try_recv().map(Input::Namespace))
             .or_else(|| self.budgets.try_recv().map(Input::Budget))
+            .or_else(|| self.classes.try_recv().map(Input::Class))
+            .or_else(|| self.volumes.try_recv().map(Input::Volume))
+            .or_else(|| self.claims.try_recv().map(Input::Claim))
             .or_else(|| self.groups.try_recv().ok().map(Input::Group))
             .or_else(|| self.nodes.try_recv().map(Input::Node))
             .or_else(|| self.pods.try_recv().map(Input::Pod))
@@ -139,6 +156,9 @@ impl Feeds {
             biased;
             event = self.namespaces.recv() => event.map(Input::Namespace),
             event = self.budgets.recv() => event.map(Input::Budget),
+            event = self.classes.recv() => event.map(Input::Class),
+            event = self.volumes.recv() => event.map(Input::Volume),
+            event = self.claims.recv() => event.map(Input::Claim),
             Some(group) = self.groups.recv() => Some(Input::Group(group)),
             event = self.nodes.recv() => event.map(Input::Node),
             event = self.pods.recv() => event.map(Input::Pod),
@@ -195,6 +215,17 @@ impl Scheduler {
             Input::Budget(Event::Added(budget) | Event::Modified { new: budget, .. }) => {
                 self.snapshot.budgets.insert(key_of(&budget.metadata), budget);
             }
+            Input::Claim(event) => self.on_claim(event),
+            Input::Volume(event) => {
+                let (name, volume) = state(event);
+                self.snapshot.storage.set_volume(name, volume);
+                self.queue.on_event(ClusterEvent::Storage, Instant::now());
+            }
+            Input::Class(event) => {
+                let (name, class) = state(event);
+                self.snapshot.storage.set_class(name, class);
+                self.queue.on_event(ClusterEvent::Storage, Instant::now());
+            }
             Input::Group(group) => self.snapshot.set_group(group),
             Input::Written(Written::Bound { queued, node, outcome }) => self.on_bound(queued, &node, outcome),
             Input::Written(Written::Other(Ok(()))) | Input::Time => {}
@@ -213,6 +244,13 @@ impl Scheduler {
         self.snapshot.set_node(event.object().clone());
         let old = event.old().map(|old| &**old);
         self.queue.on_event(ClusterEvent::Node { old, new: event.object() }, Instant::now());
+    }
+
+    fn on_claim(&mut self, event: Event<PersistentVolumeClaim>) {
+        let object = event.object().clone();
+        let (key, claim) = state(event);
+        self.snapshot.storage.set_claim(key, claim);
+        self.queue.on_event(ClusterEvent::Claim(&object), Instant::now());
     }
 
     fn on_namespace(&mut self, event: Event<Namespace>) {
@@ -292,6 +330,13 @@ impl Scheduler {
     }
 }
 
+/// The key of an object, and what there is of it after the event.
+fn state<K: kube::Resource>(event: Event<K>) -> (String, Option<Arc<K>>) {
+    let key = key_of(event.object().meta());
+    let object = (!matches!(event, Event::Deleted(_))).then(|| event.object().clone());
+    (key, object)
+}
+
 fn is_nominated(pod: &Pod) -> bool {
     let name = pod.status.as_ref().and_then(|status| status.nominated_node_name.as_deref());
     name.is_some_and(|name| !name.is_empty())
@@ -339,7 +384,7 @@ impl Scheduler {
             }
             return;
         };
-        self.framework.unreserve(&pod, node);
+        self.framework.unreserve(&mut self.snapshot, &pod);
         if self.placed.get(&pod.uid).is_none_or(|placed| placed.assumed != Assumed::Binding) {
             return; // deleted, or bound by someone else
         }
@@ -385,14 +430,15 @@ impl Scheduler {
     fn assign(&mut self, queued: Queued, placement: Placement, now: Instant) {
         self.turn.start = placement.next_start;
         let node = self.snapshot.node(placement.node).name.clone();
-        if let Err(error) = self.framework.reserve(&queued.pod, &node) {
-            return self.fail(queued, error, now);
-        }
+        let reserved = match self.framework.reserve(&mut self.snapshot, &queued.pod, placement.node) {
+            Ok(reserved) => reserved,
+            Err(error) => return self.fail(queued, error, now),
+        };
         self.snapshot.drop_nomination(&queued.pod.uid);
         self.place(queued.pod.clone(), node.clone(), Assumed::Binding);
         let (framework, client) = (self.framework.clone(), self.client.clone());
         self.writes.spawn(async move {
-            let outcome = framework.bind(&client, &queued.pod, &node).await;
+            let outcome = framework.bind(&client, &queued.pod, &node, reserved).await;
             Written::Bound { queued, node, outcome }
         });
     }

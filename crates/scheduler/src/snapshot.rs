@@ -16,6 +16,7 @@ use crate::affinity::Labels;
 use crate::groups::Group;
 use crate::pod::{Class, HostPort, PodInfo};
 use crate::requests::Requests;
+use crate::storage::Storage;
 
 pub type NodeId = usize;
 
@@ -107,6 +108,9 @@ pub struct Snapshot {
     groups: HashMap<String, BTreeMap<(Cow<'static, str>, String), Selector>>,
     nominated: BTreeMap<String, Vec<Arc<PodInfo>>>,
     pub budgets: BTreeMap<String, Arc<PodDisruptionBudget>>,
+    pub storage: Storage,
+    /// How many pods on nodes use each claim.
+    claims: HashMap<String, i64>,
 }
 
 /// Nodes.
@@ -205,6 +209,7 @@ impl Snapshot {
         let id = self.row(node);
         self.account(id, &pod, 1);
         self.rows[id].host_ports.extend(pod.host_ports.iter().cloned());
+        self.count_claims(&pod, 1);
         let classes = self.classes.entry(pod.class.namespace.clone()).or_default();
         *classes.entry(pod.class.clone()).or_default().entry(id).or_default() += 1;
         if !pod.class.demands.is_empty() {
@@ -223,8 +228,25 @@ impl Snapshot {
                 self.rows[id].host_ports.swap_remove(index);
             }
         }
+        self.count_claims(&pod, -1);
         self.discount(id, &pod.class);
         self.collect(id);
+    }
+
+    fn count_claims(&mut self, pod: &PodInfo, sign: i64) {
+        for used in &pod.claims {
+            let key = format!("{}/{}", pod.namespace(), used.claim);
+            let uses = self.claims.entry(key.clone()).or_default();
+            *uses += sign;
+            if *uses == 0 {
+                self.claims.remove(&key);
+            }
+        }
+    }
+
+    /// How many pods on nodes use a claim.
+    pub fn uses_of(&self, namespace: &str, claim: &str) -> i64 {
+        self.claims.get(&format!("{namespace}/{claim}")).copied().unwrap_or_default()
     }
 
     fn account(&mut self, id: NodeId, pod: &PodInfo, sign: i64) {

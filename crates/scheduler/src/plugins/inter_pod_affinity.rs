@@ -136,7 +136,7 @@ impl Plugin for InterPodAffinity {
         match event {
             ClusterEvent::Node { old, new } => old.is_none_or(|old| old.metadata.labels != new.metadata.labels),
             ClusterEvent::PodPlaced { .. } | ClusterEvent::PodGone(_) => true,
-            ClusterEvent::Other => false,
+            _ => false,
         }
     }
 }

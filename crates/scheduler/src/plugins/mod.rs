@@ -14,6 +14,9 @@ mod priority_sort;
 mod resources_fit;
 mod scheduling_gates;
 mod taint_toleration;
+mod volume_binding;
+mod volume_restrictions;
+mod volume_zone;
 
 use crate::framework::{Framework, MAX_SCORE, Plugin};
 
@@ -28,6 +31,9 @@ pub fn default_profile() -> Framework {
         Box::new(node_affinity::NodeAffinity),
         Box::new(node_ports::NodePorts),
         Box::new(resources_fit::NodeResourcesFit),
+        Box::new(volume_restrictions::VolumeRestrictions),
+        Box::new(volume_binding::VolumeBinding),
+        Box::new(volume_zone::VolumeZone),
         Box::new(pod_topology_spread::PodTopologySpread),
         Box::new(inter_pod_affinity::InterPodAffinity),
         Box::new(default_preemption::DefaultPreemption),

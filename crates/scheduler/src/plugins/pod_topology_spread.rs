@@ -132,7 +132,7 @@ impl Plugin for PodTopologySpread {
             ClusterEvent::Node { old, new } => old
                 .is_none_or(|old| old.metadata.labels != new.metadata.labels || old.spec.as_ref() != new.spec.as_ref()),
             ClusterEvent::PodPlaced { new: other, .. } | ClusterEvent::PodGone(other) => alike(other),
-            ClusterEvent::Other => false,
+            _ => false,
         }
     }
 }

@@ -41,7 +41,7 @@ impl Plugin for NodeResourcesFit {
             // Any pod that goes leaves room for one, and a pod may be resized.
             ClusterEvent::PodGone(_) => true,
             ClusterEvent::PodPlaced { old, new } => old.is_some_and(|old| old.requests != new.requests),
-            ClusterEvent::Other => false,
+            _ => false,
         }
     }
 }

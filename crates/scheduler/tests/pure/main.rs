@@ -5,6 +5,7 @@ mod decisions;
 mod preemption;
 mod queue;
 mod scores;
+mod volumes;
 
 use std::sync::Arc;
 
