@@ -118,6 +118,7 @@ pub struct Prepared<'a> {
     pub image_user: &'a ImageUser,
     pub environment: &'a [(String, String)],
     pub mounts: Vec<v1::Mount>,
+    pub devices: Vec<v1::Device>,
     pub target_id: Option<&'a str>,
     pub node_memory: i64,
 }
@@ -154,6 +155,7 @@ pub fn container(pod: &Pod, member: &Member<'_>, config: &Config, prepared: Prep
         working_dir: container.working_dir.clone().unwrap_or_default(),
         envs: environment.map(|(key, value)| v1::KeyValue { key: key.clone(), value: value.clone() }).collect(),
         mounts: prepared.mounts,
+        devices: prepared.devices,
         labels,
         annotations: annotations.map(|(key, value)| (key.to_owned(), value)).into(),
         log_path: format!("{}/{}.log", member.name(), prepared.attempt),

@@ -347,9 +347,7 @@ async fn register(api: &Api<Node>, pods: &Pods, runtime: &v1::VersionResponse, p
         metadata: ObjectMeta {
             name: Some(config.node_name.clone()),
             labels: Some(labels(config)),
-            annotations: Some(
-                [("volumes.kubernetes.io/controller-managed-attach-detach".to_owned(), "true".to_owned())].into(),
-            ),
+            annotations: Some(annotations(config)),
             ..ObjectMeta::default()
         },
         spec: Some(NodeSpec {
@@ -366,6 +364,15 @@ async fn register(api: &Api<Node>, pods: &Pods, runtime: &v1::VersionResponse, p
         }
         result => result,
     }
+}
+
+/// On a Node: where it keeps the directories of local volumes; it has none without.
+const LOCAL_VOLUMES: &str = "isopod.io/local-volumes";
+
+fn annotations(config: &Config) -> BTreeMap<String, String> {
+    let managed = ("volumes.kubernetes.io/controller-managed-attach-detach".to_owned(), "true".to_owned());
+    let local = config.local_volumes_dir.as_ref().map(|path| (LOCAL_VOLUMES.to_owned(), path.display().to_string()));
+    [managed].into_iter().chain(local).collect()
 }
 
 const LEASES: &str = "kube-node-lease";

@@ -61,8 +61,14 @@ impl Job {
     pub async fn mount_volumes(self) -> Result<(), String> {
         let references = self.objects.references().await?;
         let facts = self.shared.facts(&self.pod, self.sandbox_ips());
-        let context =
-            volume::Context { pod: &self.pod, references: &references, facts: &facts, tokens: &self.shared.tokens };
+        let context = volume::Context {
+            pod: &self.pod,
+            references: &references,
+            facts: &facts,
+            tokens: &self.shared.tokens,
+            client: &self.shared.client,
+            local_volumes: self.shared.config.local_volumes_dir.as_deref(),
+        };
         volume::set_up(&self.shared.config, &context).await
     }
 
@@ -97,14 +103,14 @@ impl Job {
         let sandbox_id = self.sandbox.as_ref().map(|sandbox| sandbox.id.clone()).unwrap_or_default();
         let sandbox = convert::sandbox(&pod, &self.shared.config, 0, &self.shared.host_resolv())
             .map_err(|error| self.config_error(&member, error))?;
-        let image = tokio::select! {
-            image = self.image(&member, &references, &sandbox) => image?,
+        let (image, volumes) = tokio::select! {
+            images = self.images(&member, &references, &sandbox) => images?,
             () = self.stop.cancelled() => {
                 return Err(self.failed("ContainerCreating", String::new(), None));
             }
         };
         let config = self
-            .container_config(&member, attempt, &references, &image, target_id.as_deref())
+            .container_config(&member, attempt, &references, (&image, &volumes), target_id.as_deref())
             .await
             .map_err(|error| self.config_error(&member, error))?;
         if self.stop.is_cancelled() {
@@ -161,14 +167,34 @@ impl Job {
         self.failed("CreateContainerConfigError", message, None)
     }
 
-    async fn image(
+    /// The container's image, and those of the image volumes it mounts.
+    async fn images(
         &self,
         member: &Member<'_>,
         references: &References,
         sandbox: &v1::PodSandboxConfig,
-    ) -> Result<crate::images::Present, StartError> {
+    ) -> Result<(crate::images::Present, volume::Images), StartError> {
         let container = &member.container;
-        let image = container.image.as_deref().unwrap_or_default();
+        let own = (container.image.as_deref().unwrap_or_default(), container.image_pull_policy.as_deref());
+        let mut volumes = volume::Images::new();
+        for volume in pod::spec(&self.pod).volumes.iter().flatten() {
+            let Some(source) = &volume.image else { continue };
+            if container.volume_mounts.iter().flatten().any(|mount| mount.name == volume.name) {
+                let asked = (source.reference.as_deref().unwrap_or_default(), source.pull_policy.as_deref());
+                let found = self.image(member, asked, references, sandbox).await?;
+                volumes.insert(volume.name.clone(), found.reference);
+            }
+        }
+        Ok((self.image(member, own, references, sandbox).await?, volumes))
+    }
+
+    async fn image(
+        &self,
+        member: &Member<'_>,
+        (image, policy): (&str, Option<&str>),
+        references: &References,
+        sandbox: &v1::PodSandboxConfig,
+    ) -> Result<crate::images::Present, StartError> {
         let secrets = pod::spec(&self.pod).image_pull_secrets.iter().flatten();
         let mut found = Vec::new();
         for secret in secrets {
@@ -194,7 +220,6 @@ impl Job {
                 shared.container_event(pod, member, Normal, "BackOff", format!("Back-off pulling image \"{image}\""));
             }
         };
-        let policy = container.image_pull_policy.as_deref();
         let uid = pod::uid(pod);
         shared.images.ensure(uid, image, policy, &found, sandbox, &report).await.map_err(|error| {
             let ImageError { reason, message } = error;
@@ -212,7 +237,7 @@ impl Job {
         member: &Member<'_>,
         attempt: u32,
         references: &References,
-        image: &crate::images::Present,
+        (image, images): (&crate::images::Present, &volume::Images),
         target_id: Option<&str>,
     ) -> Result<v1::ContainerConfig, String> {
         let (shared, pod) = (&self.shared, &self.pod);
@@ -238,7 +263,7 @@ impl Job {
         }
         let host_file = std::fs::read_to_string(&shared.config.hosts_file).unwrap_or_default();
         let hosts = dns::hosts(pod, &facts.pod_ips, &shared.config.cluster_domain, &host_file);
-        let mounts = volume::mounts(&shared.config, pod, member, &environment.variables, &hosts)?;
+        let mounts = volume::mounts(&shared.config, pod, member, &environment.variables, images, &hosts)?;
         let log_directory = convert::log_directory(&shared.config, pod).join(member.name());
         std::fs::create_dir_all(&log_directory).map_err(|e| format!("create {}: {e}", log_directory.display()))?;
         let prepared = convert::Prepared {
@@ -247,6 +272,7 @@ impl Job {
             image_user: &image.user,
             environment: &environment.variables,
             mounts,
+            devices: volume::devices(&shared.config, pod, member)?,
             target_id,
             node_memory: shared.node_memory(),
         };

@@ -163,7 +163,9 @@ impl Pods {
             if !snapshot.finished {
                 let wanted = pod::members(&snapshot.pod);
                 let images = wanted.iter().filter_map(|member| member.container.image.as_deref());
-                used.extend(images.filter_map(|image| crate::images::normalize(image).ok()));
+                let volumes = pod::spec(&snapshot.pod).volumes.iter().flatten();
+                let volumes = volumes.filter_map(|volume| volume.image.as_ref()?.reference.as_deref());
+                used.extend(images.chain(volumes).filter_map(|image| crate::images::normalize(image).ok()));
             }
         }
         used

@@ -18,7 +18,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Query, Request, State};
 use axum::response::{IntoResponse, Json, Response};
-use axum::routing::{any, get};
+use axum::routing::{any, delete, get};
 use http::StatusCode;
 use jiff::{SignedDuration, Timestamp};
 use rustls::pki_types::pem::PemObject as _;
@@ -134,6 +134,7 @@ fn router(pods: Arc<Pods>) -> Router {
         .route("/portForward/{namespace}/{pod}", any(streaming::port_forward))
         .route("/portForward/{namespace}/{pod}/{uid}", any(streaming::port_forward))
         .route("/run/{namespace}/{pod}/{container}", any(streaming::run))
+        .route("/localVolumes/{name}", delete(delete_local_volume))
         .with_state(pods)
 }
 
@@ -197,6 +198,15 @@ async fn configz(State(pods): State<Arc<Pods>>) -> Json<Value> {
         "resolvConf": config.resolv_conf,
         "staticPodPath": config.manifest_dir,
     }}))
+}
+
+/// Deletes the directory of a local volume that is no longer needed, with its data.
+async fn delete_local_volume(State(pods): State<Arc<Pods>>, Path(name): Path<String>) -> Result<(), Failure> {
+    let none = || (StatusCode::NOT_FOUND, "this node has no local volumes".to_owned());
+    let root = pods.shared().config.local_volumes_dir.clone().ok_or_else(none)?;
+    let removed = tokio::task::spawn_blocking(move || crate::volume::remove_local(&root, &name)).await;
+    let removed = removed.unwrap_or_else(|error| Err(error.to_string()));
+    removed.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error))
 }
 
 /// `?follow&previous&sinceSeconds&sinceTime&timestamps&tailLines&limitBytes&stream`

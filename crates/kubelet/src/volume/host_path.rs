@@ -31,7 +31,7 @@ impl Plugin for HostPath {
 }
 
 /// The rest of a sentence that begins with the path.
-fn check(kind: &str, path: &Path) -> Result<(), String> {
+pub fn check(kind: &str, path: &Path) -> Result<(), String> {
     let found = match fs::metadata(path) {
         Ok(metadata) => Some(metadata.file_type()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,

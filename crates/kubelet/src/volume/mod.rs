@@ -5,13 +5,16 @@
 //! containers nor the runtime.
 
 mod atomic;
+mod claim;
 mod empty_dir;
 mod host_path;
+mod image;
 mod ownership;
 mod payload;
 mod subpath;
 mod tokens;
 
+pub use claim::remove as remove_local;
 pub use tokens::Tokens;
 
 use crate::config::Config;
@@ -21,8 +24,9 @@ use crate::fields::Facts;
 use crate::pod::{self, Member};
 use async_trait::async_trait;
 use cri::v1;
-use k8s_openapi::api::core::v1::{Pod, Volume, VolumeMount};
-use std::collections::BTreeSet;
+use k8s_openapi::api::core::v1::{Pod, Volume, VolumeDevice, VolumeMount};
+use kube::Client;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
 /// What a plugin may know of the pod.
@@ -31,6 +35,9 @@ pub struct Context<'a> {
     pub references: &'a References,
     pub facts: &'a Facts,
     pub tokens: &'a Tokens,
+    pub client: &'a Client,
+    /// Where this node keeps the directories of local volumes.
+    pub local_volumes: Option<&'a Path>,
 }
 
 #[async_trait]
@@ -39,8 +46,12 @@ trait Plugin: Send + Sync {
     fn name(&self) -> &'static str;
     fn handles(&self, volume: &Volume) -> bool;
     /// Containers get it read-only whatever they ask.
-    fn read_only(&self) -> bool {
+    fn read_only(&self, _volume: &Volume) -> bool {
         false
+    }
+    /// What users read when `set_up` fails.
+    fn complaint(&self, volume: &Volume, error: String) -> String {
+        format!("MountVolume.SetUp failed for volume {:?} : {error}", volume.name)
     }
     /// A path elsewhere that stands for the volume.
     fn path(&self, _volume: &Volume) -> Option<PathBuf> {
@@ -50,7 +61,9 @@ trait Plugin: Send + Sync {
     async fn set_up(&self, context: &Context<'_>, volume: &Volume, directory: &Path) -> Result<(), String>;
 }
 
-static PLUGINS: [&dyn Plugin; 6] = [
+static PLUGINS: [&dyn Plugin; 8] = [
+    &image::Image,
+    &claim::Claim,
     &empty_dir::EmptyDir,
     &host_path::HostPath,
     &payload::CONFIG_MAP,
@@ -76,6 +89,7 @@ fn used(pod: &Pod) -> Vec<&Volume> {
     let mut names = BTreeSet::new();
     for member in pod::members(pod) {
         names.extend(member.container.volume_mounts.iter().flatten().map(|mount| mount.name.clone()));
+        names.extend(member.container.volume_devices.iter().flatten().map(|device| device.name.clone()));
         let sources = member.container.env.iter().flatten().filter_map(|variable| variable.value_from.as_ref());
         names.extend(sources.filter_map(|source| source.file_key_ref.as_ref()).map(|key| key.volume_name.clone()));
     }
@@ -85,10 +99,11 @@ fn used(pod: &Pod) -> Vec<&Volume> {
 /// Sets every used volume up, or brings it up to date. The error names the volume that failed.
 pub async fn set_up(config: &Config, context: &Context<'_>) -> Result<(), String> {
     for volume in used(context.pod) {
-        let failed = |error: String| format!("MountVolume.SetUp failed for volume {:?} : {error}", volume.name);
-        let plugin = plugin(volume).ok_or_else(|| failed("no volume plugin matched".to_owned()))?;
+        let none = || format!("MountVolume.SetUp failed for volume {:?} : no volume plugin matched", volume.name);
+        let plugin = plugin(volume).ok_or_else(none)?;
+        let failed = |error: String| plugin.complaint(volume, error);
         let directory = path(config, context.pod, &volume.name).unwrap_or_default();
-        if plugin.path(volume).is_none() {
+        if plugin.path(volume).is_none() && !directory.exists() {
             create_dir(&directory).map_err(failed)?;
         }
         plugin.set_up(context, volume, &directory).await.map_err(failed)?;
@@ -110,21 +125,22 @@ pub fn is_live(pod: &Pod) -> bool {
     })
 }
 
+/// Image volumes by name, as the runtime knows their images.
+pub type Images = BTreeMap<String, String>;
+
 /// The mounts of one container, with its termination log and hosts file.
 pub fn mounts(
     config: &Config,
     pod: &Pod,
     member: &Member<'_>,
     environment: &[(String, String)],
+    images: &Images,
     hosts: &str,
 ) -> Result<Vec<v1::Mount>, String> {
     let container = &member.container;
-    if container.volume_devices.as_ref().is_some_and(|devices| !devices.is_empty()) {
-        return Err("block volumes (volumeDevices) are not supported by this node".to_owned());
-    }
     let mut mounts = Vec::new();
     for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
-        mounts.push(volume_mount(config, pod, member, index, mount, environment)?);
+        mounts.push(volume_mount(config, pod, member, (index, mount), environment, images)?);
     }
     let pod_dir = config.pod_dir(pod::uid(pod));
     let taken = |path: &str| container.volume_mounts.iter().flatten().any(|mount| mount.mount_path == path);
@@ -142,6 +158,22 @@ pub fn mounts(
         mounts.push(bind(convert::message_path(container), &file));
     }
     Ok(mounts)
+}
+
+/// The block devices of one container.
+pub fn devices(config: &Config, pod: &Pod, member: &Member<'_>) -> Result<Vec<v1::Device>, String> {
+    let find = |device: &VolumeDevice| {
+        let missing = || format!("cannot find volume {:?} to pass into container {:?}", device.name, member.name());
+        let link = claim::device(&path(config, pod, &device.name).ok_or_else(missing)?);
+        let host_path = std::fs::read_link(link).map_err(|_| missing())?.display().to_string();
+        let read_only =
+            pod::spec(pod).volumes.iter().flatten().any(|volume| {
+                volume.name == device.name && plugin(volume).is_some_and(|plugin| plugin.read_only(volume))
+            });
+        let permissions = if read_only { "r" } else { "mrw" }.to_owned();
+        Ok(v1::Device { container_path: device.device_path.clone(), host_path, permissions })
+    };
+    member.container.volume_devices.iter().flatten().map(find).collect()
 }
 
 fn bind(container_path: &str, host_path: &Path) -> v1::Mount {
@@ -166,16 +198,27 @@ fn volume_mount(
     config: &Config,
     pod: &Pod,
     member: &Member<'_>,
-    index: usize,
-    mount: &VolumeMount,
+    (index, mount): (usize, &VolumeMount),
     environment: &[(String, String)],
+    images: &Images,
 ) -> Result<v1::Mount, String> {
     let missing = || format!("cannot find volume {:?} to mount into container {:?}", mount.name, member.name());
     let volume =
         pod::spec(pod).volumes.iter().flatten().find(|volume| volume.name == mount.name).ok_or_else(missing)?;
     let plugin = plugin(volume).ok_or_else(missing)?;
+    let container_path = match mount.mount_path.starts_with('/') {
+        true => mount.mount_path.clone(),
+        false => format!("/{}", mount.mount_path),
+    };
+    let sub_path = sub_path(mount, environment)?;
+    if volume.image.is_some() {
+        let image = images.get(&volume.name).cloned().ok_or_else(missing)?;
+        let image = Some(v1::ImageSpec { image, ..Default::default() });
+        let image_sub_path = sub_path.unwrap_or_default();
+        return Ok(v1::Mount { container_path, readonly: true, image, image_sub_path, ..Default::default() });
+    }
     let mut host_path = path(config, pod, &mount.name).ok_or_else(missing)?;
-    if let Some(sub_path) = sub_path(mount, environment)? {
+    if let Some(sub_path) = sub_path {
         let target = config
             .pod_dir(pod::uid(pod))
             .join("volume-subpaths")
@@ -190,10 +233,9 @@ fn volume_mount(
             )
         })?;
     }
-    let read_only = mount.read_only == Some(true) || plugin.read_only();
-    let path = &mount.mount_path;
+    let read_only = mount.read_only == Some(true) || plugin.read_only(volume);
     Ok(v1::Mount {
-        container_path: if path.starts_with('/') { path.clone() } else { format!("/{path}") },
+        container_path,
         host_path: host_path.display().to_string(),
         readonly: read_only,
         recursive_read_only: read_only

@@ -69,7 +69,7 @@ impl Plugin for Source {
         (self.read)(volume).is_some()
     }
 
-    fn read_only(&self) -> bool {
+    fn read_only(&self, _: &Volume) -> bool {
         true
     }
 
