@@ -6,12 +6,14 @@
 mod control_plane;
 pub mod node;
 mod progress;
+mod storage;
 
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
+use apiserver::identity::UserInfo;
 pub use progress::Progress;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -111,6 +113,8 @@ async fn serve(
     progress.step("the API server is serving");
     if config.with_node {
         plane.start_controllers(config, &mut components)?;
+        let client = plane.client(UserInfo::master("system:isopod"), "isopod");
+        storage::ensure_default_class(&client).await.context("create the storage class local-path")?;
         node::start(config, plane, &mut components, progress).await?;
         tokio::select! {
             ready = node::ready(config, plane, progress) => ready?,

@@ -166,6 +166,7 @@ pub fn kubelet_config(
 ) -> anyhow::Result<kubelet::Config> {
     let mut config = kubelet::Config::new(name, IpAddr::V4(ip), endpoint);
     config.root_dir = place.data_dir.join("kubelet");
+    config.local_volumes_dir = Some(place.data_dir.join("volumes"));
     config.pod_logs_dir = place.data_dir.join("logs/pods");
     config.runtime_cgroup_root = place.cgroup_root.clone();
     config.cluster_dns = vec![IpAddr::V4(network.cluster_dns)];
