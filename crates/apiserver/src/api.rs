@@ -160,12 +160,12 @@ impl Api {
         let headers = parts.headers.clone();
         let context = Context { api: self, info, query, headers, user, answer, warnings: Warnings::default() };
         let dispatched: BoxFuture<'_, Result<Answered>> = Box::pin(context.dispatch(parts, body));
-        let mut result = dispatched.await;
+        let result = dispatched.await;
         let warnings = std::mem::take(&mut *context.warnings.lock());
-        if let (Ok(response), false) = (&mut result, warnings.is_empty()) {
-            add_warnings(response.headers_mut(), &warnings);
-        }
-        result
+        let plain = Answer { view: View::Object, ..context.answer };
+        let mut response = result.unwrap_or_else(|error| respond::error(&plain, &error));
+        add_warnings(response.headers_mut(), &warnings);
+        Ok(response)
     }
 
     pub fn permit(&self, user: &UserInfo, info: &RequestInfo, query: &Query) -> Result<()> {
@@ -197,6 +197,7 @@ impl Context {
         let resource = registry().by_gvr(&info.group, &info.version, &info.resource);
         let resource = resource.ok_or_else(ApiError::no_such_resource)?;
         let facts = resource.facts();
+        self.warnings.lock().extend(facts.deprecated.map(str::to_owned));
         let needs_namespace = facts.namespaced_scope() && !info.name.is_empty() && named(&info.verb);
         let stray = !facts.namespaced_scope() && !info.namespace.is_empty();
         if stray || (needs_namespace && info.namespace.is_empty()) {
@@ -213,15 +214,14 @@ impl Context {
 
     async fn verb(&self, resource: &'static dyn Resource, body: Body) -> Result<Answered> {
         let (facts, info) = (resource.facts(), &self.info);
-        let not_allowed = || ApiError::method_not_allowed(facts.group, facts.plural, &info.verb);
         if !facts.verbs.iter().any(|verb| verb.as_str() == info.verb) {
-            return Err(not_allowed());
+            return Err(ApiError::method_not_allowed());
         }
         // Collections are posted to, objects are not; namespaced objects are made in a namespace.
         let homeless = facts.namespaced_scope() && info.namespace.is_empty();
         let nameless = named(&info.verb) && info.name.is_empty();
         if nameless || (info.verb == "create" && (!info.name.is_empty() || homeless)) {
-            return Err(not_allowed());
+            return Err(ApiError::method_not_allowed());
         }
         match info.verb.as_str() {
             "get" => read::get(self, resource).await,
@@ -232,7 +232,7 @@ impl Context {
             "patch" => edit::patch(self, resource, "", read_body(body).await?).await,
             "delete" => edit::delete(self, resource, read_body(body).await?).await,
             "deletecollection" => edit::delete_collection(self, resource, read_body(body).await?).await,
-            _ => Err(not_allowed()),
+            _ => Err(ApiError::method_not_allowed()),
         }
     }
 }
@@ -243,12 +243,32 @@ fn named(verb: &str) -> bool {
 }
 
 /// The whole body, if it is no longer than it may be.
-pub async fn read_body(body: Body) -> Result<Bytes> {
-    match Limited::new(body, MAX_BODY).collect().await {
+pub async fn read_body(mut body: Body) -> Result<Bytes> {
+    match Limited::new(&mut body, MAX_BODY).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(ApiError::request_entity_too_large(MAX_BODY)),
+        Err(error) if error.is::<LengthLimitError>() => {
+            drain(body).await;
+            Err(ApiError::request_entity_too_large(MAX_BODY))
+        }
         Err(error) => Err(ApiError::bad_request(format!("unable to read the body: {error}"))),
     }
+}
+
+/// What a client may send on after its body was refused, in bytes and in time.
+const MAX_REFUSED: usize = 64 << 20;
+const REFUSED_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Swallows the rest: a stream that is reset while the client sends takes the answer with it.
+async fn drain(mut body: Body) {
+    let swallow = async {
+        let mut left = MAX_REFUSED;
+        while let Some(Ok(frame)) = body.frame().await {
+            let length = frame.data_ref().map_or(0, Bytes::len);
+            let Some(rest) = left.checked_sub(length) else { return };
+            left = rest;
+        }
+    };
+    let _ = tokio::time::timeout(REFUSED_TIMEOUT, swallow).await;
 }
 
 /// Bytes of warnings in one answer, as upstream; what does not fit is left out.

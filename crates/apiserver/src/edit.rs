@@ -4,8 +4,8 @@
 use bytes::Bytes;
 use http::{StatusCode, header};
 use machinery::{
-    field::{ErrorKind, FieldError},
-    patch,
+    field::FieldError,
+    meta, patch,
     schema::decode::{self, FieldValidation},
     status::{ApiError, Result},
 };
@@ -30,19 +30,12 @@ impl Context {
     /// A write by this request's user, with the options of its query.
     pub fn write<'a>(&'a self, resource: &'static dyn Resource, subresource: &'a str, kind: &str) -> Result<Write<'a>> {
         let mut errors = Vec::new();
-        check_dry_run(self.query.all("dryRun"), &mut errors);
-        if let Err(why) = FieldValidation::parse(self.query.get("fieldValidation")) {
-            let why = why
-                .split_once(": supported values: ")
-                .map_or(String::new(), |(_, values)| format!("supported values: {values}"));
-            errors.push(FieldError::new(
-                ErrorKind::NotSupported,
-                "fieldValidation",
-                self.query.get("fieldValidation"),
-                why,
-            ));
-        }
         self.check_manager(&mut errors);
+        check_dry_run(self.query.all("dryRun"), &mut errors);
+        let validation = self.query.get("fieldValidation");
+        if FieldValidation::parse(validation).is_err() {
+            errors.push(FieldError::not_supported("fieldValidation", validation, &["", "Ignore", "Strict", "Warn"]));
+        }
         if !errors.is_empty() {
             return Err(ApiError::invalid("meta.k8s.io", kind, "", errors));
         }
@@ -76,15 +69,15 @@ impl Context {
         if applies && manager.is_empty() {
             errors.push(FieldError::required("fieldManager", "is required for apply patch"));
         }
+        if self.info.verb == "patch" && !applies && self.query.find("force").is_some() {
+            errors.push(FieldError::forbidden("force", "may not be specified for non-apply patch"));
+        }
         if manager.len() > MAX_MANAGER {
             errors.push(FieldError::too_long("fieldManager", MAX_MANAGER));
         }
         if let Some((at, c)) = manager.char_indices().find(|(_, c)| c.is_control()) {
             let why = format!("invalid character U+{:04X} (at position {at})", c as u32);
             errors.push(FieldError::invalid("fieldManager", manager, why));
-        }
-        if self.info.verb == "patch" && !applies && self.query.find("force").is_some() {
-            errors.push(FieldError::forbidden("force", "may not be specified for non-apply patch"));
         }
     }
 
@@ -149,11 +142,7 @@ pub async fn patch(
     let facts = resource.facts();
     let source = |old: Option<&Value>| {
         let old = old.ok_or_else(|| ApiError::not_found(facts.group, facts.plural, &context.info.name))?;
-        let mut new = old.clone();
-        patch.apply(resource, &mut new)?;
-        codec::check_kind(facts, &mut new)?;
-        codec::conform(facts, &mut new, patch.duplicates.clone(), context.validation(), &context.warnings)?;
-        Ok(new)
+        patch.apply(context, resource, old)
     };
     let written = context.api.writer.update(&write, &source).await?;
     context.written(resource, &written)
@@ -178,6 +167,9 @@ pub async fn apply(context: &Context, write: Write<'_>, mut config: Value) -> Re
     let now = machinery::time::now_rfc3339();
     let ownership = ownership(facts, schema, write.subresource, context.manager(), &now);
     ownership.check(&mut config)?;
+    if meta::name(&config).is_empty() {
+        meta::set_name(&mut config, &info.name);
+    }
     match_request(facts, &mut config, &info.namespace, Some(&info.name))?;
     let force = context.query.bool("force").unwrap_or(false);
     let source = |old: Option<&Value>| {
@@ -187,7 +179,7 @@ pub async fn apply(context: &Context, write: Write<'_>, mut config: Value) -> Re
         }
         let nothing = json!({"kind": facts.kind, "apiVersion": facts.api_version()});
         let mut new = ownership.apply(old.unwrap_or(&nothing), &config, force)?;
-        codec::conform(facts, &mut new, Vec::new(), FieldValidation::Ignore, &context.warnings)?;
+        codec::prune(facts, &mut new)?;
         Ok(new)
     };
     let write = Write { manager: None, create: true, ..write };
@@ -198,43 +190,73 @@ pub async fn apply(context: &Context, write: Write<'_>, mut config: Value) -> Re
 pub struct Patch {
     kind: PatchType,
     value: Value,
-    duplicates: Vec<String>,
+    /// Fields said twice, or not known to a JSON patch.
+    findings: Vec<String>,
 }
-
-/// Operations in one JSON patch, as upstream.
-const MAX_OPERATIONS: usize = 10_000;
 
 impl Patch {
     pub fn parse(context: &Context, body: &Bytes) -> Result<Patch> {
         let kind = negotiate::patch(&context.headers)?;
-        let (value, duplicates) =
-            decode::json(body).map_err(|error| ApiError::bad_request(format!("error decoding patch: {error}")))?;
-        if let Some(operations) = value.as_array().filter(|operations| operations.len() > MAX_OPERATIONS) {
-            let message =
-                format!("The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}", operations.len());
-            return Err(ApiError::new(413, "RequestEntityTooLarge", message));
+        let refuse = |error: String| match kind {
+            PatchType::Strategic => ApiError::bad_request(error),
+            _ => ApiError::bad_request(format!("error decoding patch: {error}")),
+        };
+        let (value, mut findings) = decode::json(body).map_err(refuse)?;
+        if value.is_array() != (kind == PatchType::Json) || !(value.is_array() || value.is_object()) {
+            let wanted = if kind == PatchType::Json { "[]handlers.jsonPatchOp" } else { "map[string]interface {}" };
+            let found = match &value {
+                Value::Array(_) => "array",
+                Value::Object(_) => "object",
+                Value::String(_) => "string",
+                Value::Number(_) => "number",
+                _ => "bool",
+            };
+            return Err(refuse(format!("json: cannot unmarshal {found} into Go value of type {wanted}")));
         }
-        if value.is_array() != (kind == PatchType::Json) {
-            let found = if value.is_array() { "array" } else { "object" };
-            return Err(ApiError::bad_request(format!(
-                "error decoding patch: json: cannot unmarshal {found} into a patch of this type"
-            )));
+        if kind == PatchType::Json {
+            findings.extend(unknown_fields(&value));
+            findings.iter_mut().for_each(|finding| finding.insert_str(0, "json patch "));
         }
-        Ok(Patch { kind, value, duplicates })
+        Ok(Patch { kind, value, findings })
     }
 
-    pub fn apply(&self, resource: &dyn Resource, object: &mut Value) -> Result<()> {
+    /// The object as it is after the patch, checked as a body would be.
+    pub fn apply(&self, context: &Context, resource: &dyn Resource, object: &Value) -> Result<Value> {
+        let facts = resource.facts();
+        let schema = || types().get(facts.schema).ok_or_else(ApiError::no_such_resource);
+        let mut new = object.clone();
         match self.kind {
-            PatchType::Json => patch::json_patch(object, &self.value),
-            PatchType::Merge => patch::merge_patch(object, &self.value),
-            PatchType::Strategic => {
-                let schema = types().get(resource.facts().schema).ok_or_else(|| {
-                    ApiError::unsupported_media_type(&["application/json-patch+json", "application/merge-patch+json"])
-                })?;
-                patch::strategic(types(), schema, object, &self.value)
-            }
+            PatchType::Json => patch::json_patch(&mut new, &self.value)?,
+            PatchType::Merge => patch::merge_patch(&mut new, &self.value)?,
+            PatchType::Strategic => patch::strategic(types(), schema()?, &mut new, &self.value)?,
         }
+        let patched = if self.kind == PatchType::Strategic { String::new() } else { new.to_string() };
+        let refuse = |error: String| {
+            let (shown, error) = match self.kind {
+                PatchType::Strategic => (patch::go_text(&self.value), patch::conversion_error(&error)),
+                _ => (patched, error),
+            };
+            ApiError::invalid("", "", "", vec![FieldError::invalid("patch", shown, error)])
+        };
+        if let Some(error) = codec::wrong_kind(facts, &new) {
+            return Err(refuse(error));
+        }
+        codec::check_kind(facts, &mut new)?;
+        let found = decode::check_patched(types(), schema()?, &mut new, self.findings.clone(), context.validation());
+        context.warnings.lock().extend(found.map_err(refuse)?);
+        Ok(new)
     }
+}
+
+/// Fields of a JSON patch's operations that say nothing.
+fn unknown_fields(operations: &Value) -> Vec<String> {
+    let known = |key: &&String| ["op", "path", "from", "value"].contains(&key.as_str());
+    let operations = operations.as_array().into_iter().flatten().enumerate();
+    let fields = operations.filter_map(|(index, operation)| Some((index, operation.as_object()?)));
+    let unknown = fields.flat_map(|(index, fields)| {
+        fields.keys().filter(move |key| !known(key)).map(move |key| format!("unknown field \"[{index}].{key}\""))
+    });
+    unknown.collect()
 }
 
 pub async fn delete(context: &Context, resource: &'static dyn Resource, body: Bytes) -> Result<Answered> {

@@ -175,21 +175,26 @@ pub fn token(last: &str, revision: Option<i64>) -> String {
 }
 
 fn page(token: &str) -> Result<At> {
-    let invalid = |why: &str| ApiError::bad_request(format!("continue key is not valid: {why}"));
-    let bytes = URL_SAFE_NO_PAD.decode(token.trim_end_matches('=')).map_err(|error| invalid(&error.to_string()))?;
-    let token: Token = serde_json::from_slice(&bytes).map_err(|error| invalid(&error.to_string()))?;
+    let invalid =
+        |why: String| ApiError::bad_request(format!("invalid continue token: continue key is not valid: {why}"));
+    let bytes = URL_SAFE_NO_PAD.decode(token.trim_end_matches('=')).map_err(|error| invalid(error.to_string()))?;
+    let token: Token = serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
     if token.v != TOKEN_VERSION {
-        let message =
-            format!("continue key is not valid: server does not recognize this encoded version {:?}", token.v);
-        return Err(ApiError::bad_request(message));
+        return Err(invalid(format!("server does not recognize this encoded version {}", token.v)));
     }
-    if token.start.is_empty() || token.start.starts_with('/') || token.start.split('/').any(|part| part == "..") {
-        return Err(invalid("encoded start key is not a key"));
+    if token.rv == 0 {
+        return Err(invalid(format!("incorrect encoded start resourceVersion (version {TOKEN_VERSION})")));
+    }
+    if token.start.is_empty() {
+        return Err(invalid(format!("encoded start key empty (version {TOKEN_VERSION})")));
+    }
+    // No way to climb out of the resource.
+    if token.start.starts_with('/') || token.start.split('/').any(|part| ["", ".", ".."].contains(&part)) {
+        return Err(invalid(token.start));
     }
     match token.rv {
-        INCONSISTENT => Ok(At::Rest { start: token.start }),
         revision if revision > 0 => Ok(At::Page { revision, start: token.start }),
-        _ => Err(invalid("incorrect encoded start resourceVersion")),
+        _ => Ok(At::Rest { start: token.start }),
     }
 }
 

@@ -11,7 +11,7 @@ use crate::request::Query;
 pub const JSON: &str = "application/json";
 pub const YAML: &str = "application/yaml";
 pub const PROTOBUF: &str = "application/vnd.kubernetes.protobuf";
-const ACCEPTED: [&str; 3] = [JSON, YAML, PROTOBUF];
+pub const ACCEPTED: [&str; 3] = [JSON, YAML, PROTOBUF];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {

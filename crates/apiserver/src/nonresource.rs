@@ -27,8 +27,7 @@ pub struct Documents {
 
 pub async fn serve(context: &Context, parts: Parts, _body: Body) -> Result<Answered> {
     if ![Method::GET, Method::HEAD].contains(&parts.method) {
-        let info = &context.info;
-        return Err(ApiError::new(405, "MethodNotAllowed", format!("{} is not supported on {}", info.verb, info.path)));
+        return Err(ApiError::method_not_allowed());
     }
     let api = &context.api;
     let documents = &api.nonresource;

@@ -43,8 +43,7 @@ pub async fn get(context: &Context, resource: &'static dyn Resource) -> Result<A
 
 /// The selectors of a request, checked against what the resource can be selected by.
 pub fn filter(context: &Context, resource: &'static dyn Resource) -> Result<Filter> {
-    let labels = Selector::parse(context.query.get("labelSelector"))
-        .map_err(|error| ApiError::bad_request(format!("unable to parse requirement: {error}")))?;
+    let labels = Selector::parse(context.query.get("labelSelector")).map_err(ApiError::bad_request)?;
     let fields = FieldSelector::parse(context.query.get("fieldSelector")).map_err(ApiError::bad_request)?;
     let storage = registry().storage_of(resource);
     let facts = resource.facts();
@@ -54,8 +53,12 @@ pub fn filter(context: &Context, resource: &'static dyn Resource) -> Result<Filt
             || (field == "metadata.namespace" && facts.namespaced_scope())
             || storage.selectable_fields().contains(&field);
         if !known {
-            let message = format!("field label not supported: {field}");
-            return Err(ApiError::bad_request(message));
+            return Err(ApiError::bad_request(match storage.selectable_fields() {
+                [] => {
+                    format!("{field:?} is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")
+                }
+                _ => format!("field label not supported: {field}"),
+            }));
         }
     }
     Ok(Filter::new(storage, &context.info.namespace, labels, fields))

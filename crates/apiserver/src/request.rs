@@ -37,7 +37,8 @@ impl RequestInfo {
             Method::PUT => "update",
             Method::PATCH => "patch",
             Method::DELETE => "delete",
-            _ => return info,
+            // A proxied method; only a role that allows everything allows it.
+            _ => "",
         }
         .into();
         info.place(&rest);
@@ -94,7 +95,7 @@ impl RequestInfo {
     }
 
     pub fn mutating(&self) -> bool {
-        !["get", "list", "watch", "head", "options"].contains(&&*self.verb)
+        !["", "get", "list", "watch", "head", "options"].contains(&&*self.verb)
     }
 
     /// `namespace` as a key's first part.
@@ -145,9 +146,9 @@ impl Query {
 
     pub fn int(&self, key: &str) -> Result<Option<i64>> {
         let parse = |value: &str| {
-            value.parse().map_err(|_| {
-                ApiError::bad_request(format!("strconv.ParseInt: parsing {value:?}: invalid syntax ({key})"))
-            })
+            value
+                .parse()
+                .map_err(|_| ApiError::bad_request(format!("strconv.ParseInt: parsing {value:?}: invalid syntax")))
         };
         self.find(key).filter(|value| !value.is_empty()).map(parse).transpose()
     }
@@ -157,7 +158,7 @@ impl Query {
         let parse = |value: &str| {
             value.parse::<i64>().ok().filter(|revision| *revision >= 0).ok_or_else(|| {
                 ApiError::bad_request(format!(
-                    "invalid resource version {value:?}: strconv.ParseUint: parsing {value:?}: invalid syntax"
+                    "invalid resource version: {key}: Invalid value: {value:?}: strconv.ParseUint: parsing {value:?}: invalid syntax"
                 ))
             })
         };
@@ -194,6 +195,7 @@ mod tests {
             ("GET", "/api/v1/namespaces/a/pods/b", "get//v1/a/pods/b//"),
             ("GET", "/api/v1/namespaces/a/pods/b/log", "get//v1/a/pods/b/log/"),
             ("POST", "/api/v1/namespaces/a/services/b:80/proxy/x/y", "create//v1/a/services/b:80/proxy/x/y"),
+            ("OPTIONS", "/api/v1/namespaces/a/pods/b/proxy/", "//v1/a/pods/b/proxy/"),
             ("PUT", "/api/v1/namespaces/a/finalize", "update//v1/a/namespaces/a/finalize/"),
             ("GET", "/api/v1/namespaces/a", "get//v1/a/namespaces/a//"),
             ("GET", "/api/v1/namespaces", "list//v1//namespaces///"),

@@ -12,6 +12,7 @@ use flate2::{Compression, write::GzEncoder};
 use futures::stream;
 use http::{HeaderValue, Response, StatusCode, header};
 use machinery::{
+    field::FieldError,
     meta,
     protobuf::watch_frame,
     status::{ApiError, Result},
@@ -53,12 +54,14 @@ enum Include {
 impl Renderer {
     pub fn new(resource: &'static dyn Resource, answer: Answer, query: &Query) -> Result<Renderer> {
         let include = match query.get("includeObject") {
-            "" | "Metadata" => Include::Metadata,
             "None" => Include::Nothing,
             "Object" => Include::Object,
+            "" | "Metadata" => Include::Metadata,
+            _ if answer.view != View::Table => Include::Metadata,
             other => {
-                let message = format!("unrecognized includeObject value: {other:?}");
-                return Err(ApiError::bad_request(message));
+                let detail = "must be 'Metadata', 'Object', 'None', or empty";
+                let error = FieldError::invalid("includeObject", other, detail);
+                return Err(ApiError::bad_request(format!("Unable to convert to Table as requested: {error}")));
             }
         };
         Ok(Renderer { resource, answer, include })

@@ -123,7 +123,7 @@ impl Reviews {
             (AUTHORIZATION, "SelfSubjectRulesReview") => self.rules(&review, user)?,
             (AUTHENTICATION, "TokenReview") => self.token_review(&review).await?,
             (AUTHENTICATION, "SelfSubjectReview") => json!({"userInfo": user.to_value()}),
-            _ => return Err(ApiError::method_not_allowed(facts.group, facts.plural, "create")),
+            _ => return Err(ApiError::method_not_allowed()),
         };
         Ok(review)
     }

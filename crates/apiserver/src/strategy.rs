@@ -30,29 +30,31 @@ pub fn fill_new(object: &mut Value, now: &str) {
     metadata.insert("creationTimestamp".into(), now.into());
 }
 
-/// Checks that the object in a body is the one in the URL, and fills in what the body leaves out.
+/// Checks that the object in a body is the one in the URL.
 pub fn match_request(facts: &Facts, object: &mut Value, namespace: &str, name: Option<&str>) -> Result<()> {
-    if let Some(name) = name {
-        match meta::name(object) {
-            "" if meta::generate_name(object).is_empty() => meta::set_name(object, name),
-            "" => return Err(ApiError::bad_request("name must be provided")),
-            found if found != name => {
-                let message = format!("the name of the object ({found}) does not match the name on the URL ({name})");
-                return Err(ApiError::bad_request(message));
-            }
-            _ => {}
+    match_namespace(facts, object, namespace)?;
+    let refuse = |message: String| Err(ApiError::bad_request(message));
+    match (name, meta::name(object)) {
+        (Some(name), "") => {
+            refuse(format!("the name of the object ({name} based on URL) was undeterminable: name must be provided"))
         }
+        (Some(name), found) if found != name => {
+            refuse(format!("the name of the object ({found}) does not match the name on the URL ({name})"))
+        }
+        _ => Ok(()),
     }
+}
+
+/// Puts the object into the request's namespace, unless it names another.
+pub fn match_namespace(facts: &Facts, object: &mut Value, namespace: &str) -> Result<()> {
     match meta::namespace(object) {
+        found if found == namespace => {}
         "" if facts.namespaced_scope() => meta::set_namespace(object, namespace),
-        found if found != namespace => {
-            let message = match facts.namespaced_scope() {
-                true => "the namespace of the provided object does not match the namespace sent on the request",
-                false => "namespace may not be set on a cluster-scoped object",
-            };
+        _ if !facts.namespaced_scope() => drop(meta::metadata_mut(object).remove("namespace")),
+        _ => {
+            let message = "the namespace of the provided object does not match the namespace sent on the request";
             return Err(ApiError::bad_request(message));
         }
-        _ => {}
     }
     Ok(())
 }
@@ -62,12 +64,12 @@ pub fn match_current(facts: &Facts, new: &Value, old: &Value) -> Result<()> {
     let name = meta::name(old);
     let uid = meta::uid(new);
     if !uid.is_empty() && uid != meta::uid(old) {
-        return Err(uid_mismatch(facts, name, uid, meta::uid(old)));
+        return Err(uid_mismatch(facts, meta::namespace(old), name, uid, meta::uid(old)));
     }
     match meta::resource_version(new) {
         "" | "0" if CONDITIONAL.contains(&(facts.group, facts.plural)) => {
             let error = FieldError::invalid("metadata.resourceVersion", 0, "must be specified for an update");
-            Err(ApiError::invalid(facts.group, facts.kind, name, vec![error]))
+            Err(ApiError::invalid(facts.group, facts.plural, name, vec![error]))
         }
         "" | "0" => Ok(()),
         version if version == meta::resource_version(old) => Ok(()),
@@ -75,8 +77,13 @@ pub fn match_current(facts: &Facts, new: &Value, old: &Value) -> Result<()> {
     }
 }
 
-fn uid_mismatch(facts: &Facts, name: &str, wanted: &str, found: &str) -> ApiError {
-    let why = format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {found}");
+/// The conflict of an update that names an object by a UID it does not have; in the words of upstream's storage.
+pub fn uid_mismatch(facts: &Facts, namespace: &str, name: &str, wanted: &str, found: &str) -> ApiError {
+    let key = format!("/registry/{}/{}", facts.storage_prefix, crate::request::key(namespace, name));
+    let why = format!(
+        "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: \
+         Precondition failed: UID in precondition: {wanted}, UID in object meta: {found}"
+    );
     ApiError::conflict(facts.group, facts.plural, name, why)
 }
 
@@ -163,8 +170,8 @@ impl DeleteOptions {
             let why = "orphanDependents and deletionPropagation cannot be both set";
             errors.push(FieldError::invalid("propagationPolicy", policy, why));
         }
-        const POLICIES: [&str; 3] = ["Background", "Foreground", "Orphan"];
-        if let Some(policy) = policy.filter(|policy| !POLICIES.contains(policy)) {
+        const POLICIES: [&str; 4] = ["Foreground", "Background", "Orphan", "nil"];
+        if let Some(policy) = policy.filter(|policy| !POLICIES[..3].contains(policy)) {
             errors.push(FieldError::not_supported("propagationPolicy", policy, &POLICIES));
         }
         check_dry_run(self.dry_run.iter().map(String::as_str), &mut errors);
@@ -177,15 +184,18 @@ impl DeleteOptions {
     pub fn check(&self, facts: &Facts, object: &Value) -> Result<()> {
         let Some(wanted) = &self.preconditions else { return Ok(()) };
         let name = meta::name(object);
-        if let Some(uid) = wanted.uid.as_deref().filter(|uid| *uid != meta::uid(object)) {
-            return Err(uid_mismatch(facts, name, uid, meta::uid(object)));
-        }
-        let version = meta::resource_version(object);
-        if let Some(wanted) = wanted.resource_version.as_deref().filter(|wanted| *wanted != version) {
+        let (uid, version) = (meta::uid(object), meta::resource_version(object));
+        let checks = [
+            ("UID", &wanted.uid, uid, "deleted and then recreated"),
+            ("ResourceVersion", &wanted.resource_version, version, "modified"),
+        ];
+        for (what, wanted, found, done) in checks {
+            let Some(wanted) = wanted.as_deref().filter(|wanted| *wanted != found) else { continue };
             let why = format!(
-                "Precondition failed: ResourceVersion in precondition: {wanted}, ResourceVersion in object meta: {version}"
+                "the {what} in the precondition ({wanted}) does not match the {what} in record ({found}). \
+                 The object might have been {done}"
             );
-            return Err(ApiError::conflict(facts.group, facts.plural, name, why));
+            return Err(ApiError::conflict(facts.group, facts.kind, name, why));
         }
         Ok(())
     }
@@ -214,8 +224,9 @@ impl DeleteOptions {
 }
 
 pub fn check_dry_run<'a>(values: impl Iterator<Item = &'a str>, errors: &mut Vec<FieldError>) {
-    for value in values.filter(|value| *value != "All") {
-        errors.push(FieldError::not_supported("dryRun", value, &["All"]));
+    let values: Vec<_> = values.collect();
+    if values.iter().any(|value| *value != "All") {
+        errors.push(FieldError::not_supported("dryRun", values, &["All"]));
     }
 }
 

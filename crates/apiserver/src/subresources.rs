@@ -17,7 +17,9 @@ use resources::{Resource, Subresource, Verb, registry};
 use crate::{
     admission::Operation,
     api::{Context, read_body},
-    edit, read,
+    edit,
+    negotiate::{ACCEPTED, View},
+    read,
     respond::{self, Answered},
 };
 
@@ -32,7 +34,7 @@ pub async fn serve(context: &Context, resource: &'static dyn Resource, request: 
         return Err(ApiError::no_such_resource());
     }
     if !subresource.verbs.iter().any(|allowed| allowed.as_str() == verb) {
-        return Err(ApiError::method_not_allowed(facts.group, facts.plural, verb));
+        return Err(ApiError::method_not_allowed());
     }
     let body = read_body(request.into_body()).await?;
     match (name, verb) {
@@ -43,7 +45,7 @@ pub async fn serve(context: &Context, resource: &'static dyn Resource, request: 
         (_, "get") => read::get(context, resource).await,
         (_, "update") => edit::update(context, resource, name, body).await,
         (_, "patch") => edit::patch(context, resource, name, body).await,
-        _ => Err(ApiError::method_not_allowed(facts.group, facts.plural, verb)),
+        _ => Err(ApiError::method_not_allowed()),
     }
 }
 
@@ -51,13 +53,15 @@ pub async fn serve(context: &Context, resource: &'static dyn Resource, request: 
 pub async fn post(context: &Context, resource: &'static dyn Resource, body: Bytes) -> Result<Answered> {
     let facts = resource.facts();
     if context.info.verb != Verb::Create.as_str() {
-        return Err(ApiError::method_not_allowed(facts.group, facts.plural, &context.info.verb));
+        return Err(ApiError::method_not_allowed());
     }
     match (facts.group, facts.plural) {
         ("", "bindings") => {
             let pods = registry().by_gvr("", "v1", "pods").ok_or_else(ApiError::no_such_resource)?;
             binding::create(context, pods, body).await
         }
+        // A review is no row of a table.
+        _ if context.answer.view == View::Table => Err(ApiError::not_acceptable(&ACCEPTED)),
         _ => {
             let (info, review) = (&context.info, context.decode(resource, &body)?);
             let answer = context.api.reviews.create(facts, &info.namespace, &context.user, review).await?;

@@ -122,13 +122,15 @@ pub struct FieldError {
     pub path: String,
     pub value: Value,
     pub detail: String,
+    /// Shown without quotes, as Go shows what prints itself (a quantity).
+    pub plain: bool,
 }
 
 pub type ErrorList = Vec<FieldError>;
 
 impl FieldError {
     pub fn new(kind: ErrorKind, path: impl fmt::Display, value: impl Into<Value>, detail: impl fmt::Display) -> Self {
-        Self { kind, path: path.to_string(), value: value.into(), detail: detail.to_string() }
+        Self { kind, path: path.to_string(), value: value.into(), detail: detail.to_string(), plain: false }
     }
 
     pub fn required(path: impl fmt::Display, detail: impl fmt::Display) -> Self {
@@ -158,6 +160,10 @@ impl FieldError {
         Self::new(ErrorKind::Duplicate, path, value, "")
     }
 
+    pub fn plain(self) -> Self {
+        Self { plain: true, ..self }
+    }
+
     pub fn not_found(path: impl fmt::Display, value: impl Into<Value>) -> Self {
         Self::new(ErrorKind::NotFound, path, value, "")
     }
@@ -182,7 +188,10 @@ impl FieldError {
         if self.kind.shows_value() {
             text.push_str(": ");
             match &self.value {
+                Value::String(value) if self.plain => text.push_str(value),
                 Value::String(value) => text.push_str(&quote(value)),
+                // Go makes a text of it first.
+                Value::Null => text.push_str("\"null\""),
                 value => text.push_str(&value.to_string()),
             }
         }
@@ -245,7 +254,7 @@ mod tests {
             (FieldError::invalid("x", "a\"b", "bad"), r#"x: Invalid value: "a\"b": bad"#),
             (FieldError::invalid("x", -1, "must be greater than 0"), "x: Invalid value: -1: must be greater than 0"),
             (FieldError::invalid("x", json!({"a": 1}), "no"), r#"x: Invalid value: {"a":1}: no"#),
-            (FieldError::invalid("x", Value::Null, ""), "x: Invalid value: null"),
+            (FieldError::invalid("x", Value::Null, ""), r#"x: Invalid value: "null""#),
             (
                 FieldError::not_supported("x", "c", &["a", "b"]),
                 r#"x: Unsupported value: "c": supported values: "a", "b""#,

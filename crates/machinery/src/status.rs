@@ -61,6 +61,12 @@ impl ApiError {
         self
     }
 
+    /// With details even if they say nothing, as upstream's answers to nothing in particular have them.
+    pub fn with_details(mut self) -> Self {
+        self.status.details.get_or_insert_default();
+        self
+    }
+
     pub fn with_retry_after(mut self, seconds: u32) -> Self {
         self.status.details.get_or_insert_default().retry_after_seconds = seconds;
         self
@@ -144,9 +150,9 @@ impl ApiError {
         Self::new(403, "Forbidden", message).about(group, plural, name)
     }
 
-    pub fn method_not_allowed(group: &str, plural: &str, verb: &str) -> Self {
-        let message = format!("{verb} is not supported on resources of kind {}", quote(&qualified(group, plural)));
-        Self::new(405, "MethodNotAllowed", message).about(group, plural, "")
+    pub fn method_not_allowed() -> Self {
+        let message = "the server does not allow this method on the requested resource";
+        Self::new(405, "MethodNotAllowed", message).with_details()
     }
 
     pub fn not_acceptable(accepted: &[&str]) -> Self {
@@ -328,10 +334,10 @@ mod tests {
             (ApiError::forbidden("", "pods", "x", "no"), 403, "Forbidden", r#"pods "x" is forbidden: no"#),
             (ApiError::forbidden("", "", "", "no"), 403, "Forbidden", "forbidden: no"),
             (
-                ApiError::method_not_allowed("", "pods", "patch"),
+                ApiError::method_not_allowed(),
                 405,
                 "MethodNotAllowed",
-                r#"patch is not supported on resources of kind "pods""#,
+                "the server does not allow this method on the requested resource",
             ),
             (
                 ApiError::request_entity_too_large(10),

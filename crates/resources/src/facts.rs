@@ -134,6 +134,8 @@ pub struct Facts {
     pub generation: bool,
     /// Seconds after which the store forgets the object (events).
     pub ttl_seconds: Option<u64>,
+    /// What every request for a deprecated kind is told.
+    pub deprecated: Option<&'static str>,
 }
 
 impl Facts {
@@ -162,6 +164,7 @@ impl Facts {
             graceful: false,
             generation: false,
             ttl_seconds: None,
+            deprecated: None,
         }
     }
 

@@ -23,7 +23,10 @@ pub async fn create(context: &Context, pods: &'static dyn Resource, body: Bytes)
         "" => meta::name(&binding).to_owned(),
         name => name.to_owned(),
     };
-    crate::strategy::match_request(pods.facts(), &mut binding, &context.info.namespace, Some(&name))?;
+    crate::strategy::match_namespace(pods.facts(), &mut binding, &context.info.namespace)?;
+    if meta::name(&binding) != name {
+        return Err(ApiError::bad_request("name in URL does not match name in Binding object"));
+    }
     check(&binding, &name)?;
     let mut write = context.write(pods, "binding", "CreateOptions")?;
     write.name = &name;

@@ -31,7 +31,7 @@ const RETRY: u32 = 10;
 pub async fn create(context: &Context, pods: &'static dyn Resource, body: Bytes) -> Result<Answered> {
     let kind = registry().by_gvk("policy", "v1", "Eviction").ok_or_else(ApiError::no_such_resource)?;
     let mut eviction = context.decode(kind, &body)?;
-    crate::strategy::match_request(pods.facts(), &mut eviction, &context.info.namespace, Some(&context.info.name))?;
+    crate::strategy::match_namespace(pods.facts(), &mut eviction, &context.info.namespace)?;
     if meta::name(&eviction) != context.info.name {
         return Err(ApiError::bad_request("name in URL does not match name in Eviction object"));
     }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::{
     api::Context,
     cache::entry,
-    codec, edit, negotiate,
+    edit, negotiate,
     objects::load,
     respond::{self, Answered},
     strategy,
@@ -95,10 +95,7 @@ impl Change {
             Change::Put(scale) => return Ok(scale.clone()),
             Change::Patch(patch) => patch,
         };
-        let mut scale = current.clone();
-        patch.apply(kind, &mut scale)?;
-        codec::conform(kind.facts(), &mut scale, Vec::new(), context.validation(), &context.warnings)?;
-        Ok(scale)
+        patch.apply(context, kind, current)
     }
 }
 

@@ -77,7 +77,7 @@ impl Writer {
             let commit = Commit { resource, key: &key, expected: 0, object: Some(object), claims };
             match self.objects.commit(commit).await? {
                 Committed::Done(json) => return Ok(Written { json, created: true }),
-                Committed::Conflict => return Err(already_exists(write, object)),
+                Committed::Conflict => return Err(self.already_exists(write, object).await),
                 Committed::Taken(index) => {
                     // A claim that was asked for by value cannot be drawn again.
                     write.valid(object, errors[index].clone().into_iter().collect())?;
@@ -89,12 +89,23 @@ impl Writer {
 
     async fn must_be_absent(&self, write: &Write<'_>, object: &Value) -> Result<()> {
         match self.objects.get(write.resource, write.namespace, meta::name(object)).await? {
-            Some(_) => Err(already_exists(write, object)),
+            Some(_) => Err(self.already_exists(write, object).await),
             None => Ok(()),
         }
     }
-}
 
-fn already_exists(write: &Write<'_>, object: &Value) -> ApiError {
-    ApiError::already_exists(write.facts().group, write.facts().plural, meta::name(object))
+    /// Says too that the other one is going, or that its name was the server's choice.
+    async fn already_exists(&self, write: &Write<'_>, object: &Value) -> ApiError {
+        let name = meta::name(object);
+        let mut error = ApiError::already_exists(write.facts().group, write.facts().plural, name);
+        let message = &mut error.status.message;
+        if !meta::generate_name(object).is_empty() {
+            message.push_str(", the server was not able to generate a unique name for the object");
+        }
+        let other = self.objects.get(write.resource, write.namespace, name).await.ok().flatten();
+        if other.is_some_and(|other| meta::deletion_timestamp(&other.value()).is_some()) {
+            message.insert_str(0, "object is being deleted: ");
+        }
+        if meta::generate_name(object).is_empty() { error } else { error.with_retry_after(1) }
+    }
 }

@@ -46,8 +46,7 @@ impl Writer {
             return Err(write.modified());
         }
         if !meta::uid(&object).is_empty() {
-            let why = format!("Precondition failed: UID in precondition: {}, UID in object meta: ", meta::uid(&object));
-            return Err(ApiError::conflict(facts.group, facts.plural, write.name, why));
+            return Err(strategy::uid_mismatch(facts, write.namespace, write.name, meta::uid(&object), ""));
         }
         meta::metadata_mut(&mut object).remove("resourceVersion");
         self.create(write, object).await

@@ -12,6 +12,7 @@ mod patches;
 mod subresources;
 mod tls;
 mod watches;
+mod wording;
 mod writes;
 
 use std::{sync::Arc, time::Duration};

@@ -54,6 +54,12 @@ async fn certificates_identify_over_both_protocols() {
     let driver = tokio::spawn(connection);
     let answer = client.send_request(request(MAPS)).await.unwrap().map(Body::new);
     assert_eq!(names(&Answer::of(answer).await.expect(200)), ["a"]);
+    // A body that is refused on its way does not cost the client the answer.
+    let big = request(MAPS).map(|_| Body::from(vec![b'x'; 8 << 20]));
+    let (mut parts, big) = big.into_parts();
+    parts.method = Method::POST;
+    let answer = client.send_request(Request::from_parts(parts, big)).await.unwrap().map(Body::new);
+    Answer::of(answer).await.expect(413);
     // A watch's headers come before its first event.
     let answer = client.send_request(request("/api/v1/namespaces/default/secrets?watch=1")).await.unwrap();
     assert_eq!(answer.status(), 200);

@@ -16,8 +16,7 @@ const MAX_OPERATIONS: usize = 10_000;
 
 /// RFC 6902. A patch that cannot be read is a bad request, one that does not fit the object is `Invalid`.
 pub fn json_patch(target: &mut Value, patch: &Value) -> Result<()> {
-    let operations: json_patch::Patch =
-        serde_json::from_value(patch.clone()).map_err(|error| ApiError::bad_request(error.to_string()))?;
+    let operations = patch.as_array().map_or(&[][..], Vec::as_slice);
     if operations.len() > MAX_OPERATIONS {
         let message = format!(
             "Request entity too large: The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}",
@@ -25,7 +24,9 @@ pub fn json_patch(target: &mut Value, patch: &Value) -> Result<()> {
         );
         return Err(ApiError::new(413, "RequestEntityTooLarge", message));
     }
-    json_patch::patch_unsafe(target, &operations).map_err(|error| unprocessable(error.to_string()))
+    // Go looks at an operation only when it is its turn, so a malformed one fails as one that does not fit.
+    let operations: json_patch::Patch = serde_json::from_value(patch.clone()).map_err(|_| unprocessable())?;
+    json_patch::patch_unsafe(target, &operations).map_err(|_| unprocessable())
 }
 
 /// RFC 7386.
@@ -37,10 +38,51 @@ pub fn merge_patch(target: &mut Value, patch: &Value) -> Result<()> {
     Ok(())
 }
 
-/// A well-formed patch that cannot be applied; the cause says why, which upstream keeps to itself.
-fn unprocessable(why: String) -> ApiError {
-    ApiError::new(422, "Invalid", "the server rejected our request due to an error in our request")
-        .with_cause("", why, "")
+/// A well-formed patch that cannot be applied; upstream does not say why.
+fn unprocessable() -> ApiError {
+    ApiError::new(422, "Invalid", "the server rejected our request due to an error in our request").with_details()
+}
+
+/// A value as Go prints it in errors: `map[a:1 b:[x y]]`.
+pub fn go_text(value: &Value) -> String {
+    match value {
+        Value::Null => "<nil>".into(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => format!("[{}]", items.iter().map(go_text).collect::<Vec<_>>().join(" ")),
+        Value::Object(map) => {
+            let sorted: std::collections::BTreeMap<_, _> = map.iter().collect();
+            let pairs = sorted.iter().map(|(key, value)| format!("{key}:{}", go_text(value)));
+            format!("map[{}]", pairs.collect::<Vec<_>>().join(" "))
+        }
+        plain => plain.to_string(),
+    }
+}
+
+/// What the converter from maps, through which strategic patches go, says to a value of the wrong type; `error` is
+/// the decoder's. A type with a decoder of its own (a quantity, a time) answers alike in both.
+pub fn conversion_error(error: &str) -> String {
+    let parsed = || {
+        let (found, rest) = error.strip_prefix("json: cannot unmarshal ")?.split_once(" into Go ")?;
+        Some((found.split(' ').collect::<Vec<_>>(), rest.rsplit_once(" of type ")?.1))
+    };
+    let Some((found, wanted)) = parsed() else { return error.to_owned() };
+    let kind = match found[..] {
+        ["object"] => "map",
+        ["array"] => "slice",
+        ["number", number] if number.contains(['.', 'e', 'E']) => "float64",
+        ["number", ..] => "int64",
+        [kind, ..] => kind,
+        [] => "invalid",
+    };
+    match wanted {
+        list if list.starts_with("[]") => format!("cannot restore slice from {kind}"),
+        map if map.starts_with("map[") => format!("cannot restore map from {kind}"),
+        "resource.Quantity" => error.to_owned(),
+        name if name.contains('.') => format!("cannot restore struct from: {kind}"),
+        simple if kind == "int64" && simple == "string" => format!("cannot convert {kind} to {simple}"),
+        simple if kind == "float64" && simple.starts_with("int") => format!("cannot convert {kind} to {simple}"),
+        simple => format!("unrecognized type: {simple}"),
+    }
 }
 
 #[cfg(test)]
@@ -67,13 +109,29 @@ mod tests {
             (json!([{"op": "replace", "path": "/none", "value": 1}]), 422),
             (json!([{"op": "remove", "path": "/none"}]), 422),
             (json!([{"op": "add", "path": "/none/deep", "value": 1}]), 422),
-            (json!([{"op": "fly", "path": "/a"}]), 400),
-            (json!({"a": 1}), 400),
+            (json!([{"op": "fly", "path": "/a"}]), 422),
         ] {
             assert_eq!(json_patch(&mut value.clone(), &patch).unwrap_err().code(), code, "{patch}");
         }
         let many: Vec<_> = (0..=MAX_OPERATIONS).map(|_| json!({"op": "test", "path": "/x~1y", "value": "e"})).collect();
         assert_eq!(json_patch(&mut value, &many.into()).unwrap_err().code(), 413);
+    }
+
+    #[test]
+    fn values_and_errors_read_as_go_s() {
+        assert_eq!(go_text(&json!({"b": [1, "x", null], "a": {"c": true}})), "map[a:map[c:true] b:[1 x <nil>]]");
+        let at = "into Go struct field S.a of type";
+        for (error, expected) in [
+            (format!("json: cannot unmarshal string {at} int32"), "unrecognized type: int32"),
+            (format!("json: cannot unmarshal number {at} string"), "cannot convert int64 to string"),
+            (format!("json: cannot unmarshal number 1.5 {at} int32"), "cannot convert float64 to int32"),
+            (format!("json: cannot unmarshal string {at} []v1.Container"), "cannot restore slice from string"),
+            (format!("json: cannot unmarshal array {at} map[string]string"), "cannot restore map from slice"),
+            (format!("json: cannot unmarshal bool {at} v1.PodSpec"), "cannot restore struct from: bool"),
+            ("illegal base64 data at input byte 0".into(), "illegal base64 data at input byte 0"),
+        ] {
+            assert_eq!(conversion_error(&error), expected, "{error}");
+        }
     }
 
     #[test]

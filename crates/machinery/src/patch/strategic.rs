@@ -6,7 +6,7 @@
 
 use serde_json::{Map, Value};
 
-use super::unprocessable;
+use super::{go_text, unprocessable};
 use crate::{
     ApiError, Result,
     schema::{FieldKind, Merge, Type, Types},
@@ -70,18 +70,19 @@ impl<'t> Shape<'t> {
     }
 
     fn merge_map(self, target: &mut Map<String, Value>, mut patch: Map<String, Value>) -> Result<()> {
-        match patch.remove(PATCH) {
+        match patch.get(PATCH).map(|directive| directive.as_str().unwrap_or_default()) {
             None => {}
-            Some(Value::String(directive)) if directive == "replace" => {
+            Some("replace") => {
+                patch.remove(PATCH);
                 *target = patch;
                 return Ok(());
             }
-            Some(Value::String(directive)) if directive == "delete" => {
+            Some("delete") => {
                 target.clear();
                 return Ok(());
             }
-            Some(Value::String(directive)) if directive == "merge" => {}
-            Some(other) => return Err(unknown_directive(&other, &patch)),
+            Some("merge") => drop(patch.remove(PATCH)),
+            Some(_) => return Err(unknown_directive(&patch)),
         }
         retain_keys(target, &mut patch)?;
         self.merge_ordered_lists(target, &mut patch)?;
@@ -202,7 +203,7 @@ fn apply_special_elements(target: &mut Vec<Value>, patch: Vec<Value>, key: &str)
             }
             Some("replace") => replaces = true,
             Some("merge") => return Err(ApiError::bad_request("merging lists cannot yet be specified in the patch")),
-            Some(_) => return Err(unknown_directive(&element[PATCH], element.as_object().unwrap_or(&Map::new()))),
+            Some(_) => return Err(unknown_directive(element.as_object().unwrap_or(&Map::new()))),
         }
     }
     Ok((plain, replaces))
@@ -216,7 +217,7 @@ fn retain_keys(target: &mut Map<String, Value>, patch: &mut Map<String, Value>) 
     let listed = |name: &str| keys.iter().any(|key| key == name);
     for (name, value) in patch.iter() {
         if !value.is_null() && !name.starts_with(DELETE) && !name.starts_with(ORDER) && !listed(name) {
-            return Err(invalid());
+            return Err(unprocessable());
         }
     }
     target.retain(|name, _| listed(name));
@@ -239,10 +240,11 @@ fn check_order(changes: &[Value], order: &[Value], key: Option<&str>) -> Result<
     let kept = changes.iter().filter(|element| element.get(PATCH).is_none());
     for element in kept {
         if !rest.any(|ordered| matches_element(ordered, element, key)) {
-            return Err(ApiError::bad_request(format!(
+            let print = |list: &[Value]| go_text(&Value::from(list.to_vec()));
+            return Err(failure(format!(
                 "The order in patch list:\n{}\n doesn't match $setElementOrder list:\n{}\n",
-                Value::from(changes.to_vec()),
-                Value::from(order.to_vec())
+                print(changes),
+                print(order)
             )));
         }
     }
@@ -303,11 +305,17 @@ fn without_directives_in(items: Vec<Value>) -> Vec<Value> {
 }
 
 fn no_merge_key(element: &Value, key: &str) -> ApiError {
-    ApiError::bad_request(format!("map: {element} does not contain declared merge key: {key}"))
+    failure(format!("map: {} does not contain declared merge key: {key}", go_text(element)))
 }
 
-fn unknown_directive(directive: &Value, patch: &Map<String, Value>) -> ApiError {
-    unprocessable(format!("unknown patch type: {directive} in map: {}", Value::Object(patch.clone())))
+/// An error upstream has no status for.
+fn failure(message: String) -> ApiError {
+    ApiError::new(500, "", message)
+}
+
+fn unknown_directive(patch: &Map<String, Value>) -> ApiError {
+    let directive = patch.get(PATCH).map(go_text).unwrap_or_default();
+    failure(format!("unknown patch type: {directive} in map: {}", go_text(&Value::Object(patch.clone()))))
 }
 
 #[cfg(test)]

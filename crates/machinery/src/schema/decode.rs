@@ -18,7 +18,10 @@ use crate::{
     time,
 };
 
-pub use super::{document::json, yaml::yaml};
+pub use super::{
+    document::{in_order, json},
+    yaml::yaml,
+};
 
 /// The `fieldValidation` query parameter.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -60,16 +63,25 @@ pub fn check_applied(
     judge(value, found, validation)
 }
 
-/// [`check`] together with what the parser found, in one error or one list of warnings, parser's findings first.
-pub fn check_parsed(
+/// What of `value` its type does not know, to be [judged](judge) with what else is known about it.
+pub fn unknown(types: &Types, type_: &Type, value: &mut Value) -> Result<Vec<String>> {
+    inspect(types, type_, value, true)
+}
+
+/// [`check`] for the outcome of a patch, whose errors the caller puts into a context of its own.
+pub fn check_patched(
     types: &Types,
     type_: &Type,
     value: &mut Value,
-    mut duplicates: Vec<String>,
+    mut findings: Vec<String>,
     validation: FieldValidation,
-) -> Result<Vec<String>> {
-    duplicates.extend(inspect(types, type_, value, true)?);
-    judge(value, duplicates, validation)
+) -> Result<Vec<String>, String> {
+    findings.extend(walk(types, type_, value, true)?);
+    match validation {
+        FieldValidation::Ignore => Ok(Vec::new()),
+        FieldValidation::Strict if !findings.is_empty() => Err(strict_error(&findings)),
+        _ => Ok(findings),
+    }
 }
 
 /// Turns findings into nothing, warnings or an error, as the client asked.
@@ -106,9 +118,12 @@ fn cannot_handle(value: &Value, error: &str) -> ApiError {
 }
 
 fn inspect(types: &Types, type_: &Type, value: &mut Value, drop_zeroes: bool) -> Result<Vec<String>> {
+    walk(types, type_, value, drop_zeroes).map_err(|error| cannot_handle(value, &error))
+}
+
+fn walk(types: &Types, type_: &Type, value: &mut Value, drop_zeroes: bool) -> Result<Vec<String>, String> {
     let mut walk = Walk { types, drop_zeroes, unknown: Vec::new() };
-    let result = walk.root(type_, value);
-    result.map_err(|error| cannot_handle(value, &error))?;
+    walk.root(type_, value)?;
     Ok(walk.unknown)
 }
 

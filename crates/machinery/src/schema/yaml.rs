@@ -7,19 +7,19 @@ use serde_json::Value;
 use serde_saphyr::{DuplicateKeyPolicy, Spanned};
 
 use super::document::{Key, Location, Node};
-use crate::{ApiError, Result};
 
 /// Parses one YAML document; the warnings read `line 3: key "foo" already set in map`.
-pub fn yaml(bytes: &[u8]) -> Result<(Value, Vec<String>)> {
+pub fn yaml(bytes: &[u8]) -> Result<(Value, Vec<String>), String> {
     let duplicates = RefCell::new(Vec::new());
     let options = serde_saphyr::options! { duplicate_keys: DuplicateKeyPolicy::LastWins, strict_booleans: false };
     let parsed = serde_saphyr::with_deserializer_from_slice_with_options(bytes, options, |deserializer| {
-        let node: Node<'_, YamlKey> = Node { at: &Location::Root, duplicates: &duplicates, key: PhantomData };
+        let node: Node<'_, YamlKey> =
+            Node { at: &Location::Root, duplicates: &duplicates, every: false, key: PhantomData };
         node.deserialize(deserializer)
     });
     match parsed {
         Ok(value) => Ok((value, duplicates.into_inner())),
-        Err(error) => Err(ApiError::bad_request(format!("error converting YAML to JSON: {error}"))),
+        Err(error) => Err(format!("error converting YAML to JSON: {error}")),
     }
 }
 

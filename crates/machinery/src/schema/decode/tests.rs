@@ -156,26 +156,45 @@ fn schema_unions_take_both_forms() {
 fn json_duplicates_are_found_and_joined_with_unknown_fields() {
     let text = br#"{"apiVersion":"v1","kind":"Pod","spec":{"dnsPolicy":"a","x":1,"dnsPolicy":"b",
         "containers":[{"name":"a","name":"b"}]}}"#;
-    let (mut value, duplicates) = json(text).unwrap();
+    let (mut value, mut duplicates) = json(text).unwrap();
     assert_eq!(duplicates, [r#"duplicate field "spec.dnsPolicy""#, r#"duplicate field "spec.containers[0].name""#]);
     assert_eq!(value["spec"]["dnsPolicy"], "b");
     let type_ = type_of(&value);
-    let error = check_parsed(&TYPES, type_, &mut value, duplicates, FieldValidation::Strict).unwrap_err().to_string();
+    duplicates.extend(unknown(&TYPES, type_, &mut value).unwrap());
+    let error = judge(&value, in_order(text, duplicates), FieldValidation::Strict).unwrap_err().to_string();
     assert!(
         error.ends_with(
-            r#"strict decoding error: duplicate field "spec.dnsPolicy", duplicate field "spec.containers[0].name", unknown field "spec.x""#
+            r#"strict decoding error: unknown field "spec.x", duplicate field "spec.dnsPolicy", duplicate field "spec.containers[0].name""#
         ),
         "{error}"
     );
-    assert!(json(b"{} x").is_err());
-    assert!(json(b"{").unwrap_err().to_string().starts_with("couldn't get version/kind; json parse error: "));
+}
+
+#[test]
+fn syntax_errors_read_as_go_s() {
+    for (text, error) in [
+        ("", "unexpected end of JSON input"),
+        ("{", "unexpected end of JSON input"),
+        ("{} x", "invalid character 'x' after top-level value"),
+        ("hello", "invalid character 'h' looking for beginning of value"),
+        ("{a: 1}", "invalid character 'a' looking for beginning of object key string"),
+        ("{\"a\" 1}", "invalid character '1' after object key"),
+        ("{\"a\": 1 \"b\": 2}", "invalid character '\"' after object key:value pair"),
+        ("{\n\"a\": [1 2]}", "invalid character '2' after array element"),
+        ("{\"a\": 1,}", "invalid character '}' looking for beginning of object key string"),
+        ("{\"a\": nil}", "invalid character 'i' in literal null (expecting 'u')"),
+        ("[1,]", "invalid character ']' looking for beginning of value"),
+    ] {
+        assert_eq!(json(text.as_bytes()).unwrap_err(), error, "{text}");
+    }
 }
 
 #[test]
 fn yaml_duplicates_read_as_go_s() {
-    let (mut value, duplicates) = yaml(b"apiVersion: v1\nkind: Pod\nkind: Pod\nspec: {foo: 1}\n").unwrap();
+    let (mut value, mut duplicates) = yaml(b"apiVersion: v1\nkind: Pod\nkind: Pod\nspec: {foo: 1}\n").unwrap();
     let type_ = type_of(&value);
-    let error = check_parsed(&TYPES, type_, &mut value, duplicates, FieldValidation::Strict).unwrap_err();
+    duplicates.extend(unknown(&TYPES, type_, &mut value).unwrap());
+    let error = judge(&value, duplicates, FieldValidation::Strict).unwrap_err();
     assert_eq!(
         error.to_string(),
         "Pod in version \"v1\" cannot be handled as a Pod: strict decoding error: yaml: unmarshal errors:\n  \

@@ -19,6 +19,7 @@ impl Kind for ComponentStatus {
         short_names: &["cs"],
         verbs: &[Verb::Get, Verb::List],
         storage_prefix: "",
+        deprecated: Some("v1 ComponentStatus is deprecated in v1.19+"),
         ..Facts::cluster(
             "",
             "v1",

@@ -24,6 +24,7 @@ impl Kind for Endpoints {
     const FACTS: Facts = Facts {
         short_names: &["ep"],
         storage_prefix: "services/endpoints",
+        deprecated: Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
         ..Facts::namespaced("", "v1", "Endpoints", "endpoints", "endpoints", "io.k8s.api.core.v1.Endpoints")
     };
     const COLUMNS: &'static [Column] = &[print::NAME, print::text("Endpoints"), print::AGE];
@@ -57,6 +58,9 @@ impl Kind for Endpoints {
                 }
                 errors.port(&at.child("port"), port.port);
                 errors.one_of(&at.child("protocol"), port.protocol.as_deref(), &["SCTP", "TCP", "UDP"]);
+                if let Some(protocol) = &port.app_protocol {
+                    errors.all_invalid(&at.child("appProtocol"), protocol, names::is_qualified_name(protocol));
+                }
             }
         }
     }
@@ -84,9 +88,6 @@ fn join(ip: &str, port: i32) -> String {
 
 fn address(address: &api::EndpointAddress, path: &Path, errors: &mut Errors) {
     errors.ip(&path.child("ip"), &address.ip);
-    if let Ok(ip) = address.ip.parse() {
-        forbidden_address(ip, &address.ip, &path.child("ip"), errors);
-    }
     let hostname = text(&address.hostname);
     if !hostname.is_empty() {
         errors.all_invalid(&path.child("hostname"), hostname, names::is_dns1123_label(hostname));
@@ -94,10 +95,14 @@ fn address(address: &api::EndpointAddress, path: &Path, errors: &mut Errors) {
     if let Some(node) = &address.node_name {
         errors.all_invalid(&path.child("nodeName"), node, names::is_dns1123_subdomain(node));
     }
+    forbidden_address(&address.ip, &path.child("ip"), errors);
 }
 
 /// Traffic must not be led to a node's own loopback or link-local services.
-pub(crate) fn forbidden_address(ip: std::net::IpAddr, text: &str, path: &Path, errors: &mut Errors) {
+pub(crate) fn forbidden_address(text: &str, path: &Path, errors: &mut Errors) {
+    let Ok(ip) = text.parse::<std::net::IpAddr>() else {
+        return errors.invalid(path, text, "must be a valid IP address");
+    };
     let link_local = match ip {
         std::net::IpAddr::V4(ip) => ip.is_link_local(),
         std::net::IpAddr::V6(ip) => ip.segments()[0] & 0xffc0 == 0xfe80,
