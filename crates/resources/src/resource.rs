@@ -5,6 +5,7 @@
 use std::marker::PhantomData;
 
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::PodTemplateSpec;
 use machinery::field::{ErrorList, Path};
 use machinery::schema::semantic_equal;
 use machinery::table::Column;
@@ -13,9 +14,10 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::facts::{Conversion, Facts};
-use crate::print;
-use crate::validate::Errors;
 use crate::validate::meta::{self, NameRule};
+use crate::validate::{Errors, IMMUTABLE, warn};
+use crate::value::Defaulting;
+use crate::{pod, print};
 
 /// A kind as the API server sees it.
 ///
@@ -73,6 +75,12 @@ pub trait Kind: Send + Sync + 'static {
     const CONVERSION: Option<Conversion> = None;
     /// Whether a client may set the status when it creates the object.
     const STATUS_AT_CREATE: bool = false;
+    /// Where a workload has its pod template, which gets defaults and warnings.
+    const TEMPLATE: &'static [&'static str] = &[];
+    /// Fields, as dotted paths, that no update may change.
+    const IMMUTABLE: &'static [&'static str] = &[];
+    /// Whether the object's name becomes part of its pods' host names.
+    const NAMES_HOSTS: bool = false;
     /// Subresources that write the status, besides `status` itself.
     const STATUS_WRITERS: &'static [&'static str] = &[];
 
@@ -98,6 +106,7 @@ pub trait Kind: Send + Sync + 'static {
     fn field(object: &Value, field: &str) -> String {
         walk(object, field)
     }
+    /// Besides what a workload's template deserves.
     fn warnings(_new: &Self::Object, _old: Option<&Self::Object>) -> Vec<String> {
         Vec::new()
     }
@@ -145,6 +154,10 @@ impl<K: Kind> Resource for Adapter<K> {
 
     fn default(&self, object: &mut Value) {
         K::defaults(object);
+        let template = K::TEMPLATE.iter().try_fold(object, |value, key| value.at(key));
+        if let (Some(template), false) = (template, K::TEMPLATE.is_empty()) {
+            pod::default_template(template);
+        }
     }
 
     fn prepare_create(&self, object: &mut Value) {
@@ -175,7 +188,18 @@ impl<K: Kind> Resource for Adapter<K> {
     }
 
     fn validate_update(&self, new: &Value, old: &Value) -> ErrorList {
-        Self::check_both(new, old, K::validate_update)
+        Self::check_both(new, old, |typed, typed_old, errors| {
+            K::validate_update(typed, typed_old, errors);
+            for field in K::IMMUTABLE {
+                let keys: Vec<_> = field.split('.').collect();
+                let value = |object: &Value| keys.iter().try_fold(object, |value, key| value.get(*key)).cloned();
+                if let (Some(path), (new, old)) = (path(&keys), (value(new), value(old)))
+                    && !semantic_equal(&json!(new), &json!(old))
+                {
+                    errors.invalid(&path, new, IMMUTABLE);
+                }
+            }
+        })
     }
 
     fn validate_status_update(&self, new: &Value, old: &Value) -> ErrorList {
@@ -219,9 +243,21 @@ impl<K: Kind> Resource for Adapter<K> {
     }
 
     fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
-        let Ok(new) = K::Object::deserialize(new) else { return Vec::new() };
+        let Ok(typed) = K::Object::deserialize(new) else { return Vec::new() };
+        let mut warnings: Vec<String> = Vec::new();
+        if K::NAMES_HOSTS && old.is_none() {
+            warnings.extend(warn::host_name(&walk(new, "metadata.name"), "Pod names and hostnames"));
+        }
+        let generation = |object: &Value| object["metadata"]["generation"].clone();
+        let template = K::TEMPLATE.iter().try_fold(new, |value, key| value.get(key));
+        if let (Some(path), Some(Ok(template))) = (path(K::TEMPLATE), template.map(PodTemplateSpec::deserialize))
+            && old.is_none_or(|old| generation(old) != generation(new))
+        {
+            warnings.extend(pod::template_warnings(&template, &path));
+        }
         let old = old.and_then(|old| K::Object::deserialize(old).ok());
-        K::warnings(&new, old.as_ref())
+        warnings.extend(K::warnings(&typed, old.as_ref()));
+        warnings
     }
 
     fn generation_changes(&self, new: &Value, old: &Value) -> bool {
@@ -231,6 +267,12 @@ impl<K: Kind> Resource for Adapter<K> {
     fn conversion(&self) -> Option<&'static Conversion> {
         Self::CONVERSION
     }
+}
+
+/// The path with these steps, if there are any.
+fn path(keys: &[&'static str]) -> Option<Path> {
+    let (first, rest) = keys.split_first()?;
+    Some(rest.iter().fold(Path::new(*first), |path, key| path.child(*key)))
 }
 
 /// The cell of an object that cannot be decoded.

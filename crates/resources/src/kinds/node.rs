@@ -26,6 +26,7 @@ impl Kind for RuntimeClass {
         "runtimeclass",
         "io.k8s.api.node.v1.RuntimeClass",
     );
+    const IMMUTABLE: &'static [&'static str] = &["handler"];
     const COLUMNS: &'static [Column] = &[print::NAME, print::text("Handler"), print::AGE];
 
     fn validate(object: &api::RuntimeClass, errors: &mut Errors) {
@@ -49,9 +50,10 @@ impl Kind for RuntimeClass {
         }
     }
 
-    fn validate_update(new: &api::RuntimeClass, old: &api::RuntimeClass, errors: &mut Errors) {
-        Self::validate(new, errors);
-        errors.immutable(&Path::new("handler"), &new.handler, &old.handler);
+    fn warnings(new: &api::RuntimeClass, _old: Option<&api::RuntimeClass>) -> Vec<String> {
+        let selector = new.scheduling.as_ref().and_then(|scheduling| scheduling.node_selector.as_ref());
+        let deprecated = selector.into_iter().flatten().filter_map(|(label, _)| pod::deprecated_label(label));
+        deprecated.map(|instead| format!("scheduling.nodeSelector: {instead}")).collect()
     }
 
     fn cells(object: &Value, typed: &api::RuntimeClass, now: Timestamp) -> Vec<Value> {

@@ -24,6 +24,7 @@ impl Kind for ControllerRevision {
         "controllerrevision",
         "io.k8s.api.apps.v1.ControllerRevision",
     );
+    const IMMUTABLE: &'static [&'static str] = &["data"];
     const COLUMNS: &'static [Column] = &[print::NAME, print::text("Controller"), print::text("Revision"), print::AGE];
 
     fn validate(object: &api::ControllerRevision, errors: &mut Errors) {
@@ -31,11 +32,6 @@ impl Kind for ControllerRevision {
         if object.data.is_none() {
             errors.required(&Path::new("data"), "data is mandatory");
         }
-    }
-
-    fn validate_update(new: &api::ControllerRevision, old: &api::ControllerRevision, errors: &mut Errors) {
-        Self::validate(new, errors);
-        errors.immutable(&Path::new("data"), &new.data, &old.data);
     }
 
     fn cells(object: &Value, typed: &api::ControllerRevision, now: Timestamp) -> Vec<Value> {

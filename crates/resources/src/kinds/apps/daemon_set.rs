@@ -6,9 +6,8 @@ use machinery::field::Path;
 use machinery::table::Column;
 use serde_json::{Value, json};
 
-use super::{collisions, default_template, int_or_percent, is_zero, validate_workload, wide_cells};
+use super::{collisions, int_or_percent, is_zero, validate_workload, wide_cells};
 use crate::facts::{Facts, Subresource};
-use crate::pod;
 use crate::print;
 use crate::resource::Kind;
 use crate::validate::{Errors, text};
@@ -26,6 +25,8 @@ impl Kind for DaemonSet {
         generation: true,
         ..Facts::namespaced("apps", "v1", "DaemonSet", "daemonsets", "daemonset", "io.k8s.api.apps.v1.DaemonSet")
     };
+    const TEMPLATE: &'static [&'static str] = &["spec", "template"];
+    const IMMUTABLE: &'static [&'static str] = &["spec.selector"];
     const COLUMNS: &'static [Column] = &[
         print::NAME,
         print::integer("Desired"),
@@ -48,7 +49,6 @@ impl Kind for DaemonSet {
         if strategy.text("type") == "RollingUpdate" {
             strategy.make("rollingUpdate").or("maxUnavailable", 1).or("maxSurge", 0);
         }
-        default_template(object);
     }
 
     fn prepare_create(object: &mut Value) {
@@ -71,13 +71,6 @@ impl Kind for DaemonSet {
             ("RollingUpdate", None) => errors.required(&at.child("rollingUpdate"), ""),
             ("OnDelete", _) => {}
             _ => errors.not_supported(&at, strategy, &["RollingUpdate", "OnDelete"]),
-        }
-    }
-
-    fn validate_update(new: &api::DaemonSet, old: &api::DaemonSet, errors: &mut Errors) {
-        Self::validate(new, errors);
-        if let (Some(new), Some(old)) = (&new.spec, &old.spec) {
-            errors.immutable(&Path::new("spec").child("selector"), &new.selector, &old.selector);
         }
     }
 
@@ -118,11 +111,6 @@ impl Kind for DaemonSet {
             images,
             selector,
         ]
-    }
-
-    fn warnings(new: &api::DaemonSet, _old: Option<&api::DaemonSet>) -> Vec<String> {
-        let template = new.spec.as_ref().map(|spec| &spec.template);
-        template.map(|t| pod::template_warnings(t, &Path::new("spec").child("template"))).unwrap_or_default()
     }
 }
 

@@ -6,9 +6,8 @@ use machinery::field::Path;
 use machinery::table::Column;
 use serde_json::{Value, json};
 
-use super::{count, default_template, int_or_percent, is_zero, validate_workload, wide_cells};
+use super::{count, int_or_percent, is_zero, validate_workload, wide_cells};
 use crate::facts::{Facts, Subresource};
-use crate::pod;
 use crate::print;
 use crate::resource::{Kind, keep};
 use crate::validate::{Errors, text};
@@ -26,6 +25,9 @@ impl Kind for Deployment {
         generation: true,
         ..Facts::namespaced("apps", "v1", "Deployment", "deployments", "deployment", "io.k8s.api.apps.v1.Deployment")
     };
+    const TEMPLATE: &'static [&'static str] = &["spec", "template"];
+    const IMMUTABLE: &'static [&'static str] = &["spec.selector"];
+    const NAMES_HOSTS: bool = true;
     const COLUMNS: &'static [Column] = &[
         print::NAME,
         print::text("Ready"),
@@ -45,7 +47,6 @@ impl Kind for Deployment {
         if strategy.text("type") == "RollingUpdate" {
             strategy.make("rollingUpdate").or("maxUnavailable", "25%").or("maxSurge", "25%");
         }
-        default_template(object);
     }
 
     fn prepare_status_update(new: &mut Value, old: &Value) {
@@ -70,13 +71,6 @@ impl Kind for Deployment {
         }
     }
 
-    fn validate_update(new: &api::Deployment, old: &api::Deployment, errors: &mut Errors) {
-        Self::validate(new, errors);
-        if let (Some(new), Some(old)) = (&new.spec, &old.spec) {
-            errors.immutable(&Path::new("spec").child("selector"), &new.selector, &old.selector);
-        }
-    }
-
     fn cells(object: &Value, typed: &api::Deployment, now: Timestamp) -> Vec<Value> {
         let (default_spec, default_status) = (api::DeploymentSpec::default(), api::DeploymentStatus::default());
         let spec = typed.spec.as_ref().unwrap_or(&default_spec);
@@ -93,11 +87,6 @@ impl Kind for Deployment {
             images,
             selector,
         ]
-    }
-
-    fn warnings(new: &api::Deployment, _old: Option<&api::Deployment>) -> Vec<String> {
-        let template = new.spec.as_ref().map(|spec| &spec.template);
-        template.map(|t| pod::template_warnings(t, &Path::new("spec").child("template"))).unwrap_or_default()
     }
 
     /// Annotations of a deployment are copied to its ReplicaSets, so they count as desired state.

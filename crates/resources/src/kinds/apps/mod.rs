@@ -22,14 +22,6 @@ use serde_json::{Value, json};
 use crate::pod;
 use crate::print;
 use crate::validate::{Errors, NEGATIVE, selector};
-use crate::value::Defaulting;
-
-/// Fills in the template's defaults, if there is a template.
-fn default_template(object: &mut Value) {
-    if let Some(template) = object["spec"].at("template") {
-        pod::default_template(template);
-    }
-}
 
 /// What all workloads with a template and a selector must satisfy.
 fn validate_workload(labels: &LabelSelector, template: &PodTemplateSpec, kind: &str, path: &Path, errors: &mut Errors) {

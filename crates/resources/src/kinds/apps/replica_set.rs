@@ -6,9 +6,8 @@ use machinery::field::Path;
 use machinery::table::Column;
 use serde_json::{Value, json};
 
-use super::{count, default_template, validate_workload, wide_cells};
+use super::{count, validate_workload, wide_cells};
 use crate::facts::{Facts, Subresource};
-use crate::pod;
 use crate::print;
 use crate::resource::Kind;
 use crate::validate::Errors;
@@ -26,6 +25,9 @@ impl Kind for ReplicaSet {
         generation: true,
         ..Facts::namespaced("apps", "v1", "ReplicaSet", "replicasets", "replicaset", "io.k8s.api.apps.v1.ReplicaSet")
     };
+    const TEMPLATE: &'static [&'static str] = &["spec", "template"];
+    const IMMUTABLE: &'static [&'static str] = &["spec.selector"];
+    const NAMES_HOSTS: bool = true;
     const COLUMNS: &'static [Column] = &[
         print::NAME,
         print::integer("Desired"),
@@ -40,7 +42,6 @@ impl Kind for ReplicaSet {
 
     fn defaults(object: &mut Value) {
         object.make("spec").or("replicas", 1);
-        default_template(object);
     }
 
     fn prepare_create(object: &mut Value) {
@@ -56,13 +57,6 @@ impl Kind for ReplicaSet {
         match &spec.template {
             Some(template) => validate_workload(&spec.selector, template, "deployment", &path, errors),
             None => errors.required(&path.child("template"), ""),
-        }
-    }
-
-    fn validate_update(new: &api::ReplicaSet, old: &api::ReplicaSet, errors: &mut Errors) {
-        Self::validate(new, errors);
-        if let (Some(new), Some(old)) = (&new.spec, &old.spec) {
-            errors.immutable(&Path::new("spec").child("selector"), &new.selector, &old.selector);
         }
     }
 
@@ -86,10 +80,5 @@ impl Kind for ReplicaSet {
 
     fn field(object: &Value, _field: &str) -> String {
         object["status"]["replicas"].as_i64().unwrap_or(0).to_string()
-    }
-
-    fn warnings(new: &api::ReplicaSet, _old: Option<&api::ReplicaSet>) -> Vec<String> {
-        let template = new.spec.as_ref().and_then(|spec| spec.template.as_ref());
-        template.map(|t| pod::template_warnings(t, &Path::new("spec").child("template"))).unwrap_or_default()
     }
 }

@@ -7,10 +7,9 @@ use machinery::names;
 use machinery::table::Column;
 use serde_json::{Value, json};
 
-use super::{collisions, default_template, int_or_percent, is_zero, validate_workload};
+use super::{collisions, int_or_percent, is_zero, validate_workload};
 use crate::facts::{Facts, Subresource};
 use crate::kinds::core::persistent_volume_claim;
-use crate::pod;
 use crate::print;
 use crate::resource::Kind;
 use crate::validate::meta::{self, NameRule};
@@ -39,6 +38,7 @@ impl Kind for StatefulSet {
         )
     };
     const NAME: NameRule = meta::label;
+    const TEMPLATE: &'static [&'static str] = &["spec", "template"];
     const COLUMNS: &'static [Column] =
         &[print::NAME, print::text("Ready"), print::AGE, print::CONTAINERS, print::IMAGES];
 
@@ -55,7 +55,6 @@ impl Kind for StatefulSet {
             claim.or("apiVersion", "v1").or("kind", "PersistentVolumeClaim");
             persistent_volume_claim::defaults(claim);
         });
-        default_template(object);
     }
 
     fn prepare_create(object: &mut Value) {
@@ -140,11 +139,6 @@ impl Kind for StatefulSet {
             containers,
             images,
         ]
-    }
-
-    fn warnings(new: &api::StatefulSet, _old: Option<&api::StatefulSet>) -> Vec<String> {
-        let template = new.spec.as_ref().map(|spec| &spec.template);
-        template.map(|t| pod::template_warnings(t, &Path::new("spec").child("template"))).unwrap_or_default()
     }
 }
 

@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use super::job;
 use super::schedule::{self, Schedule};
 use crate::facts::{Facts, Subresource};
-use crate::pod;
 use crate::print::{self, NONE, ago};
 use crate::resource::Kind;
 use crate::validate::{Errors, text};
@@ -43,15 +42,13 @@ impl Kind for CronJob {
         print::IMAGES,
         print::SELECTOR,
     ];
+    const TEMPLATE: &'static [&'static str] = &["spec", "jobTemplate", "spec", "template"];
+    const NAMES_HOSTS: bool = true;
 
     fn defaults(object: &mut Value) {
         let spec = object.make("spec");
         spec.or("concurrencyPolicy", "Allow").or("suspend", false);
         spec.or("successfulJobsHistoryLimit", 3).or("failedJobsHistoryLimit", 1);
-        let template = spec.at("jobTemplate").and_then(|job| job.at("spec")).and_then(|spec| spec.at("template"));
-        if let Some(template) = template {
-            pod::default_template(template);
-        }
     }
 
     fn validate(object: &api::CronJob, errors: &mut Errors) {
@@ -93,9 +90,7 @@ impl Kind for CronJob {
     }
 
     fn warnings(new: &api::CronJob, _old: Option<&api::CronJob>) -> Vec<String> {
-        let path = Path::new("spec").child("jobTemplate").child("spec").child("template");
-        let template = new.spec.job_template.spec.as_ref().map(|spec| &spec.template);
-        let mut warnings = template.map(|template| pod::template_warnings(template, &path)).unwrap_or_default();
+        let mut warnings = Vec::new();
         if new.spec.schedule.contains("TZ") {
             warnings.push(
                 "spec.schedule: TZ or CRON_TZ in the schedule is not supported; use spec.timeZone instead".to_owned(),

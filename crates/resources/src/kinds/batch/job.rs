@@ -57,7 +57,17 @@ impl Kind for Job {
         print::IMAGES,
         print::SELECTOR,
     ];
+    const TEMPLATE: &'static [&'static str] = &["spec", "template"];
+    const NAMES_HOSTS: bool = true;
     const FIELDS: &'static [&'static str] = &["status.successful"];
+    const IMMUTABLE: &'static [&'static str] = &[
+        "spec.selector",
+        "spec.completionMode",
+        "spec.podFailurePolicy",
+        "spec.backoffLimitPerIndex",
+        "spec.managedBy",
+        "spec.successPolicy",
+    ];
 
     fn defaults(object: &mut Value) {
         let spec = object.make("spec");
@@ -68,9 +78,6 @@ impl Kind for Job {
         let replacement = if spec.has("podFailurePolicy") { "Failed" } else { "TerminatingOrFailed" };
         spec.or("parallelism", 1).or("backoffLimit", retries).or("podReplacementPolicy", replacement);
         spec.or("completionMode", "NonIndexed").or("suspend", false);
-        if let Some(template) = spec.at("template") {
-            pod::default_template(template);
-        }
         default_labels(object);
     }
 
@@ -96,14 +103,7 @@ impl Kind for Job {
         let path = Path::new("spec");
         validate_with_selector(new_spec, &path, errors);
         completions(new_spec, old_spec, &path, errors);
-        errors.immutable(&path.child("selector"), &new_spec.selector, &old_spec.selector);
         template(new_spec, old_spec, changeable(old), &path.child("template"), errors);
-        errors.immutable(&path.child("completionMode"), &new_spec.completion_mode, &old_spec.completion_mode);
-        errors.immutable(&path.child("podFailurePolicy"), &new_spec.pod_failure_policy, &old_spec.pod_failure_policy);
-        let (new_limit, old_limit) = (new_spec.backoff_limit_per_index, old_spec.backoff_limit_per_index);
-        errors.immutable(&path.child("backoffLimitPerIndex"), &new_limit, &old_limit);
-        errors.immutable(&path.child("managedBy"), &new_spec.managed_by, &old_spec.managed_by);
-        errors.immutable(&path.child("successPolicy"), &new_spec.success_policy, &old_spec.success_policy);
     }
 
     fn validate_status_update(new: &api::Job, old: &api::Job, errors: &mut Errors) {
@@ -134,9 +134,8 @@ impl Kind for Job {
     }
 
     fn warnings(new: &api::Job, _old: Option<&api::Job>) -> Vec<String> {
-        let path = Path::new("spec");
         let Some(spec) = &new.spec else { return Vec::new() };
-        let mut warnings = pod::template_warnings(&spec.template, &path.child("template"));
+        let mut warnings = Vec::new();
         if spec.completion_mode.as_deref() == Some(INDEXED)
             && spec.completions.unwrap_or(0) > MANY_COMPLETIONS
             && spec.parallelism.unwrap_or(0) > MAX_WITH_MANY_COMPLETIONS

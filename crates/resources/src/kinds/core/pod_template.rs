@@ -11,7 +11,6 @@ use crate::pod;
 use crate::print;
 use crate::resource::Kind;
 use crate::validate::Errors;
-use crate::value::Defaulting;
 
 pub struct PodTemplate;
 
@@ -22,14 +21,9 @@ impl Kind for PodTemplate {
         generation: true,
         ..Facts::namespaced("", "v1", "PodTemplate", "podtemplates", "podtemplate", "io.k8s.api.core.v1.PodTemplate")
     };
+    const TEMPLATE: &'static [&'static str] = &["template"];
     const COLUMNS: &'static [Column] =
         &[print::NAME, print::text("Containers"), print::text("Images"), print::text("Pod Labels")];
-
-    fn defaults(object: &mut Value) {
-        if let Some(template) = object.at("template") {
-            pod::default_template(template);
-        }
-    }
 
     fn validate(object: &api::PodTemplate, errors: &mut Errors) {
         if let Some(template) = &object.template {

@@ -28,6 +28,13 @@ impl Kind for ServiceAccount {
     };
     const COLUMNS: &'static [Column] = &[print::NAME, print::text("Secrets"), print::AGE];
 
+    fn warnings(new: &api::ServiceAccount, _old: Option<&api::ServiceAccount>) -> Vec<String> {
+        const ENFORCE: &str = "kubernetes.io/enforce-mountable-secrets";
+        let annotated = new.metadata.annotations.as_ref().is_some_and(|map| map.contains_key(ENFORCE));
+        let why = "deprecated in v1.32+; prefer separate namespaces to isolate access to mounted secrets";
+        annotated.then(|| format!("metadata.annotations[{ENFORCE}]: {why}")).into_iter().collect()
+    }
+
     fn cells(object: &Value, typed: &api::ServiceAccount, now: Timestamp) -> Vec<Value> {
         let secrets = typed.secrets.as_ref().map_or(0, Vec::len);
         vec![print::name(object), json!(secrets), print::age(object, now)]

@@ -31,6 +31,7 @@ impl Kind for IngressClass {
             "io.k8s.api.networking.v1.IngressClass",
         )
     };
+    const IMMUTABLE: &'static [&'static str] = &["spec.controller"];
     const COLUMNS: &'static [Column] = &[print::NAME, print::text("Controller"), print::text("Parameters"), print::AGE];
 
     fn defaults(object: &mut Value) {
@@ -50,12 +51,6 @@ impl Kind for IngressClass {
         if let Some(parameters) = &spec.parameters {
             self::parameters(parameters, &path.child("parameters"), errors);
         }
-    }
-
-    fn validate_update(new: &api::IngressClass, old: &api::IngressClass, errors: &mut Errors) {
-        Self::validate(new, errors);
-        let controller = |class: &api::IngressClass| class.spec.as_ref().and_then(|spec| spec.controller.clone());
-        errors.immutable(&Path::new("spec").child("controller"), &controller(new), &controller(old));
     }
 
     fn cells(object: &Value, typed: &api::IngressClass, now: Timestamp) -> Vec<Value> {

@@ -26,6 +26,7 @@ impl Kind for IPAddress {
         ..Facts::cluster(GROUP, "v1", "IPAddress", "ipaddresses", "ipaddress", "io.k8s.api.networking.v1.IPAddress")
     };
     const NAME: NameRule = canonical;
+    const IMMUTABLE: &'static [&'static str] = &["spec.parentRef"];
     const COLUMNS: &'static [Column] = &[print::NAME, print::text("ParentRef")];
 
     fn validate(object: &api::IPAddress, errors: &mut Errors) {
@@ -41,11 +42,6 @@ impl Kind for IPAddress {
         if !namespace.is_empty() {
             errors.all_invalid(&path.child("namespace"), namespace, names::is_valid_path_segment(namespace));
         }
-    }
-
-    fn validate_update(new: &api::IPAddress, old: &api::IPAddress, errors: &mut Errors) {
-        let path = Path::new("spec").child("parentRef");
-        errors.immutable(&path, &new.spec.parent_ref, &old.spec.parent_ref);
     }
 
     fn cells(object: &Value, typed: &api::IPAddress, _now: Timestamp) -> Vec<Value> {

@@ -13,7 +13,7 @@ use super::cidr::Cidr;
 use crate::facts::Facts;
 use crate::print;
 use crate::resource::Kind;
-use crate::validate::{Errors, indexed, selector};
+use crate::validate::{Errors, indexed, selector, warn};
 use crate::value::Defaulting;
 
 pub struct NetworkPolicy;
@@ -72,6 +72,22 @@ impl Kind for NetworkPolicy {
         for (at, direction) in indexed(spec.policy_types.as_ref(), &at) {
             errors.one_of(&at, Some(direction), &["Egress", "Ingress"]);
         }
+    }
+
+    fn warnings(new: &api::NetworkPolicy, _old: Option<&api::NetworkPolicy>) -> Vec<String> {
+        let spec = new.spec.clone().unwrap_or_default();
+        let ingress = indexed(spec.ingress.as_ref(), &Path::new("spec").child("ingress"))
+            .flat_map(|(at, rule)| indexed(rule.from.as_ref(), &at.child("from")).collect::<Vec<_>>());
+        let egress = indexed(spec.egress.as_ref(), &Path::new("spec").child("egress"))
+            .flat_map(|(at, rule)| indexed(rule.to.as_ref(), &at.child("to")).collect::<Vec<_>>());
+        let blocks =
+            ingress.chain(egress).filter_map(|(at, peer)| Some((at.child("ipBlock"), peer.ip_block.as_ref()?)));
+        let spelt = |(at, block): (Path, &api::IPBlock)| {
+            let except = indexed(block.except.as_ref(), &at.child("except"));
+            let except: Vec<_> = except.flat_map(|(at, text)| warn::cidr(text, &at)).collect();
+            warn::cidr(&block.cidr, &at.child("cidr")).into_iter().chain(except)
+        };
+        blocks.flat_map(spelt).collect()
     }
 
     fn cells(object: &Value, typed: &api::NetworkPolicy, now: Timestamp) -> Vec<Value> {

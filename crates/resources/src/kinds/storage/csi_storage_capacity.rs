@@ -25,6 +25,7 @@ impl Kind for CSIStorageCapacity {
         "csistoragecapacity",
         "io.k8s.api.storage.v1.CSIStorageCapacity",
     );
+    const IMMUTABLE: &'static [&'static str] = &["nodeTopology", "storageClassName"];
     const COLUMNS: &'static [Column] = &[print::NAME, print::text("StorageClassName"), print::text("Capacity")];
 
     fn validate(object: &api::CSIStorageCapacity, errors: &mut Errors) {
@@ -39,12 +40,6 @@ impl Kind for CSIStorageCapacity {
                 quantity::non_negative(value, &Path::new(key), errors);
             }
         }
-    }
-
-    fn validate_update(new: &api::CSIStorageCapacity, old: &api::CSIStorageCapacity, errors: &mut Errors) {
-        Self::validate(new, errors);
-        errors.immutable(&Path::new("nodeTopology"), &new.node_topology, &old.node_topology);
-        errors.immutable(&Path::new("storageClassName"), &new.storage_class_name, &old.storage_class_name);
     }
 
     fn cells(object: &Value, typed: &api::CSIStorageCapacity, _now: Timestamp) -> Vec<Value> {

@@ -24,6 +24,7 @@ impl Kind for VolumeAttachment {
         subresources: &[Subresource::own("status", "storage.k8s.io", "v1", "VolumeAttachment")],
         ..cluster("VolumeAttachment", "volumeattachments", "volumeattachment", "io.k8s.api.storage.v1.VolumeAttachment")
     };
+    const IMMUTABLE: &'static [&'static str] = &["spec"];
     const COLUMNS: &'static [Column] = &[
         print::NAME,
         Column { format: "name", ..print::text("Attacher") },
@@ -51,10 +52,6 @@ impl Kind for VolumeAttachment {
         }
         errors.needed(&path.child("nodeName"), &spec.node_name);
         named::optional_subdomain(&spec.node_name, &path.child("nodeName"), errors);
-    }
-
-    fn validate_update(new: &api::VolumeAttachment, old: &api::VolumeAttachment, errors: &mut Errors) {
-        errors.immutable(&Path::new("spec"), &new.spec, &old.spec);
     }
 
     fn validate_status_update(new: &api::VolumeAttachment, _old: &api::VolumeAttachment, errors: &mut Errors) {
