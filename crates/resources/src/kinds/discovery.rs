@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::facts::Facts;
 use crate::print;
 use crate::resource::Kind;
-use crate::validate::{Errors, indexed, text};
+use crate::validate::{Errors, indexed, text, warn};
 use crate::value::Defaulting;
 
 pub struct EndpointSlice;
@@ -40,6 +40,7 @@ impl Kind for EndpointSlice {
             "io.k8s.api.discovery.v1.EndpointSlice",
         )
     };
+    const IMMUTABLE: &'static [&'static str] = &["addressType"];
     const COLUMNS: &'static [Column] =
         &[print::NAME, print::text("AddressType"), print::text("Ports"), print::text("Endpoints"), print::AGE];
 
@@ -65,9 +66,16 @@ impl Kind for EndpointSlice {
         ports(object.ports.as_ref(), &Path::new("ports"), errors);
     }
 
-    fn validate_update(new: &api::EndpointSlice, old: &api::EndpointSlice, errors: &mut Errors) {
-        Self::validate(new, errors);
-        errors.immutable(&Path::new("addressType"), &new.address_type, &old.address_type);
+    fn warnings(new: &api::EndpointSlice, _old: Option<&api::EndpointSlice>) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if new.address_type == "FQDN" {
+            warnings.push("addressType: FQDN endpoints are deprecated".to_owned());
+        }
+        for (at, endpoint) in indexed(new.endpoints.as_ref(), &Path::new("endpoints")) {
+            let addresses = indexed(Some(&endpoint.addresses), &at.child("addresses"));
+            warnings.extend(addresses.filter_map(|(at, address)| warn::ip(address, &at)));
+        }
+        warnings
     }
 
     fn cells(object: &Value, typed: &api::EndpointSlice, now: Timestamp) -> Vec<Value> {
@@ -129,12 +137,20 @@ fn address(address: &str, address_type: &str, path: &Path, errors: &mut Errors) 
     let ip: Option<IpAddr> = address.parse().ok();
     match (address_type, ip) {
         ("IPv4", Some(IpAddr::V4(_))) | ("IPv6", Some(IpAddr::V6(_))) => {
-            let ip = ip.expect("matched as some");
-            crate::kinds::core::forbidden_address(ip, address, path, errors);
+            crate::kinds::core::forbidden_address(address, path, errors);
         }
         ("IPv4", _) => errors.invalid(path, address, "must be an IPv4 address"),
         ("IPv6", _) => errors.invalid(path, address, "must be an IPv6 address"),
-        ("FQDN", _) => errors.all_invalid(path, address, names::is_dns1123_subdomain(address)),
+        ("FQDN", _) => {
+            let name = address.strip_suffix('.').unwrap_or(address);
+            errors.needed(path, address);
+            let wrong = names::is_dns1123_subdomain(name);
+            if !wrong.is_empty() {
+                errors.invalid(path, name, wrong.join(","));
+            } else if !name.contains('.') {
+                errors.invalid(path, name, "should be a domain with at least two segments separated by dots");
+            }
+        }
         _ => {}
     }
 }

@@ -86,8 +86,8 @@ impl Kind for RoleBinding {
     }
 
     fn validate(object: &api::RoleBinding, errors: &mut Errors) {
-        role_ref(&object.role_ref, &["ClusterRole", "Role"], errors);
-        subjects(object.subjects.as_ref(), errors);
+        role_ref(&object.role_ref, &["Role", "ClusterRole"], errors);
+        subjects(object.subjects.as_ref(), true, errors);
     }
 
     fn validate_update(new: &api::RoleBinding, old: &api::RoleBinding, errors: &mut Errors) {
@@ -122,7 +122,7 @@ impl Kind for ClusterRoleBinding {
 
     fn validate(object: &api::ClusterRoleBinding, errors: &mut Errors) {
         role_ref(&object.role_ref, &["ClusterRole"], errors);
-        subjects(object.subjects.as_ref(), errors);
+        subjects(object.subjects.as_ref(), false, errors);
     }
 
     fn validate_update(new: &api::ClusterRoleBinding, old: &api::ClusterRoleBinding, errors: &mut Errors) {
@@ -192,7 +192,7 @@ fn same_role(new: &api::RoleRef, old: &api::RoleRef, errors: &mut Errors) {
     }
 }
 
-fn subjects(subjects: Option<&Vec<api::Subject>>, errors: &mut Errors) {
+fn subjects(subjects: Option<&Vec<api::Subject>>, namespaced: bool, errors: &mut Errors) {
     for (at, subject) in indexed(subjects, &Path::new("subjects")) {
         errors.needed(&at.child("name"), &subject.name);
         let group = text(&subject.api_group);
@@ -202,12 +202,20 @@ fn subjects(subjects: Option<&Vec<api::Subject>>, errors: &mut Errors) {
                 if !name.is_empty() {
                     errors.all_invalid(&at.child("name"), name, names::is_dns1123_subdomain(name));
                 }
-                errors.needed(&at.child("namespace"), text(&subject.namespace));
+                if !namespaced {
+                    errors.needed(&at.child("namespace"), text(&subject.namespace));
+                }
                 ""
             }
-            "User" | "Group" => GROUP,
+            kind @ ("User" | "Group") => {
+                if subject.name.is_empty() {
+                    let detail = format!("{} name cannot be empty", kind.to_lowercase());
+                    errors.invalid(&at.child("name"), "", detail);
+                }
+                GROUP
+            }
             kind => {
-                errors.not_supported(&at.child("kind"), kind, &["Group", "ServiceAccount", "User"]);
+                errors.not_supported(&at.child("kind"), kind, &["ServiceAccount", "User", "Group"]);
                 continue;
             }
         };

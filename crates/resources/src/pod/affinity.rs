@@ -46,6 +46,11 @@ pub(crate) fn node_selector(selector: &NodeSelector, path: &Path, errors: &mut E
     }
     for (at, term) in indexed(Some(&selector.node_selector_terms), &terms) {
         self::term(term, &at, errors);
+        for (at, requirement) in indexed(term.match_expressions.as_ref(), &at.child("matchExpressions")) {
+            for (at, value) in indexed(requirement.values.as_ref(), &at.child("values")) {
+                errors.all_invalid(&at, value, names::is_valid_label_value(value));
+            }
+        }
     }
 }
 
@@ -130,9 +135,8 @@ fn pod_term(term: &PodAffinityTerm, path: &Path, errors: &mut Errors) {
     let key = &term.topology_key;
     if key.is_empty() {
         errors.required(&path.child("topologyKey"), "can not be empty");
-    } else {
-        errors.all_invalid(&path.child("topologyKey"), key, names::is_qualified_name(key));
     }
+    errors.all_invalid(&path.child("topologyKey"), key, names::is_qualified_name(key));
     let keys = [("matchLabelKeys", &term.match_label_keys), ("mismatchLabelKeys", &term.mismatch_label_keys)];
     for (list, keys) in keys {
         for (at, key) in indexed(keys.as_ref(), &path.child(list)) {

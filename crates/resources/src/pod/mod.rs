@@ -5,6 +5,7 @@
 //! `spec.containers[0]` and `spec.template.spec.containers[0]`.
 
 mod affinity;
+mod annotations;
 mod container;
 mod defaults;
 mod dns;
@@ -18,6 +19,7 @@ mod volume;
 mod warnings;
 
 pub(crate) use affinity::node_selector;
+pub use annotations::validate as validate_annotations;
 pub use defaults::{image_pull_policy, pod as default_pod, spec as default_spec, template as default_template};
 pub use print::{cells, status_text};
 pub use qos::qos_class;
@@ -25,7 +27,7 @@ pub(crate) use spec::tolerations;
 pub use spec::{replicas_template, spec as validate_spec, template as validate_template};
 pub use update::{ephemeral_containers, pod as validate_update, resize, status as validate_status};
 pub(crate) use volume::{access_modes, driver, host_path, persistent_source};
-pub use warnings::{spec as warnings, template as template_warnings};
+pub use warnings::{deprecated_label, pod as warnings, template as template_warnings};
 
 /// The key that marks a pod as the mirror of a static pod.
 pub const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";

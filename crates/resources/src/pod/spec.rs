@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{HostAlias, PodSpec, PodTemplateSpec, Toleration
 use machinery::field::Path;
 use machinery::names;
 
-use super::{affinity, container, dns, security, volume};
+use super::{affinity, annotations, container, dns, security, volume};
 use crate::validate::meta::{self, subdomain};
 use crate::validate::quantity;
 use crate::validate::{Errors, indexed, selector, text};
@@ -18,7 +18,9 @@ const EFFECTS: &[&str] = &["NoSchedule", "PreferNoSchedule", "NoExecute"];
 pub fn template(template: &PodTemplateSpec, path: &Path, errors: &mut Errors) {
     if let Some(metadata) = &template.metadata {
         meta::labels(metadata.labels.as_ref(), &path.child("labels"), errors);
-        meta::annotations(metadata.annotations.as_ref(), &path.child("annotations"), errors);
+        let at = path.child("annotations");
+        meta::annotations(metadata.annotations.as_ref(), &at, errors);
+        annotations::validate(metadata.annotations.as_ref(), template.spec.as_ref(), &at, errors);
     }
     let spec_path = path.child("spec");
     let Some(spec) = &template.spec else {

@@ -5,6 +5,7 @@ pub mod meta;
 pub mod named;
 pub mod quantity;
 pub mod selector;
+pub mod warn;
 
 use std::fmt::Display;
 use std::net::IpAddr;
@@ -50,6 +51,11 @@ impl Errors {
     /// Invalid, without showing the value.
     pub fn invalid_whole(&mut self, path: &Path, detail: impl Display) {
         self.0.push(FieldError::new(ErrorKind::InvalidWhole, path, "", detail));
+    }
+
+    /// [`invalid`](Errors::invalid), of a value that prints itself.
+    pub fn invalid_amount(&mut self, path: &Path, value: impl Display, detail: impl Display) {
+        self.0.push(FieldError::invalid(path, value.to_string(), detail).plain());
     }
 
     pub fn forbidden(&mut self, path: &Path, detail: impl Display) {
@@ -150,7 +156,7 @@ fn json(value: impl Serialize) -> Value {
 }
 
 /// Iterates an optional list with each element's path.
-pub fn indexed<'a, T>(list: Option<&'a Vec<T>>, path: &Path) -> impl Iterator<Item = (Path, &'a T)> {
+pub fn indexed<'a, T>(list: Option<&'a Vec<T>>, path: &Path) -> impl Iterator<Item = (Path, &'a T)> + use<'a, T> {
     let path = path.clone();
     list.into_iter().flatten().enumerate().map(move |(index, item)| (path.index(index), item))
 }

@@ -1,6 +1,5 @@
 //! Names with a domain in front, and lists whose items must differ or may hold a wildcard.
 
-use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
 use machinery::field::Path;
@@ -39,12 +38,13 @@ pub fn optional_subdomain(name: &str, path: &Path, errors: &mut Errors) {
 }
 
 /// Reports every item that was there before.
-pub fn distinct<T: Ord + serde::Serialize>(list: Option<&Vec<T>>, path: &Path, errors: &mut Errors) {
-    let mut seen = BTreeSet::new();
+pub fn distinct<T: PartialEq + serde::Serialize>(list: Option<&Vec<T>>, path: &Path, errors: &mut Errors) {
+    let mut seen = Vec::new();
     for (at, item) in indexed(list, path) {
-        if !seen.insert(item) {
+        if seen.contains(&item) {
             errors.duplicate(&at, item);
         }
+        seen.push(item);
     }
 }
 

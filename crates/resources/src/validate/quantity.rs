@@ -31,16 +31,63 @@ pub fn is_huge_page(name: &str) -> bool {
 
 /// Resources outside kubernetes.io, such as example.com/gpu.
 pub fn is_extended(name: &str) -> bool {
-    name.contains('/') && !is_native(name) && !name.starts_with("requests.")
+    !is_native(name)
+        && !name.starts_with("requests.")
+        && names::is_qualified_name(&format!("requests.{name}")).is_empty()
 }
 
 fn is_native(name: &str) -> bool {
     !name.contains('/') || name.contains("kubernetes.io/")
 }
 
+/// What a quota may count in whole numbers.
+const COUNTS: &[&str] = &[
+    "pods",
+    "resourcequotas",
+    "services",
+    "replicationcontrollers",
+    "secrets",
+    "configmaps",
+    "persistentvolumeclaims",
+    "services.nodeports",
+    "services.loadbalancers",
+];
+
 /// Only whole amounts make sense for these.
 fn is_integer(name: &str) -> bool {
-    is_huge_page(name) || is_extended(name)
+    COUNTS.contains(&name) || is_extended(name)
+}
+
+/// More may be promised of these than there is.
+pub fn is_overcommitted(name: &str) -> bool {
+    is_native(name) && !is_huge_page(name)
+}
+
+/// Amounts of time and space that a quota may limit, as such or as the sum of requests or limits.
+fn is_compute(name: &str) -> bool {
+    let bare = name.strip_prefix("requests.").or(name.strip_prefix("limits.")).unwrap_or(name);
+    CONTAINER.contains(&bare) || name.trim_start_matches("requests.").starts_with(HUGE_PAGES)
+}
+
+pub fn is_standard_in_quota(name: &str) -> bool {
+    is_compute(name) || name == "requests.storage" || COUNTS.contains(&name)
+}
+
+/// A name of any resource.
+pub fn resource_name(name: &str, path: &Path, errors: &mut Errors) {
+    let wrong = names::is_qualified_name(name);
+    if wrong.is_empty() && !name.contains('/') && !is_standard_in_quota(name) && name != "storage" {
+        errors.invalid(path, name, "must be a standard resource type or fully qualified");
+    }
+    errors.all_invalid(path, name, wrong);
+}
+
+/// A name that a quota may limit.
+pub fn quota_resource(name: &str, path: &Path, errors: &mut Errors) {
+    resource_name(name, path, errors);
+    if !name.contains('/') && !is_standard_in_quota(name) {
+        errors.invalid(path, name, "must be a standard resource for quota");
+    }
 }
 
 pub fn non_negative(value: &Text, path: &Path, errors: &mut Errors) {
@@ -57,18 +104,27 @@ const MALFORMED: &str = "quantities must match the regular expression '^([+-]?[0
 pub fn amount(name: &str, value: &Text, path: &Path, errors: &mut Errors) {
     non_negative(value, path, errors);
     if is_integer(name) && parse(value).milli_value() % 1000 != 0 {
-        errors.invalid(path, &value.0, "must be an integer");
+        errors.invalid_amount(path, &value.0, "must be an integer");
     }
 }
 
 /// A name a container may use in requests or limits.
 pub fn container_resource(name: &str, path: &Path, errors: &mut Errors) {
-    errors.all_invalid(path, name, names::is_qualified_name(name));
+    resource_name(name, path, errors);
     let standard = CONTAINER.contains(&name) || is_huge_page(name);
     if !name.contains('/') && !standard {
         errors.invalid(path, name, "must be a standard resource for containers");
-    } else if name.contains('/') && !is_extended(name) {
+    } else if !is_native(name) && !is_extended(name) {
         errors.invalid(path, name, "doesn't follow extended resource name standard");
+    }
+}
+
+/// Huge pages come in whole pages.
+fn whole_pages(name: &str, value: &Text, path: &Path, errors: &mut Errors) {
+    let Some(Ok(page)) = name.strip_prefix(HUGE_PAGES).map(Quantity::parse) else { return };
+    let (page, value) = (page.value(), parse(value));
+    if page <= 0 || value.value() % page != 0 {
+        errors.invalid(path, value.to_string(), format!("{value} is not positive integer multiple of {name}"));
     }
 }
 
@@ -80,13 +136,15 @@ pub fn requirements(resources: &ResourceRequirements, path: &Path, errors: &mut 
         let at = limits_path.key(name);
         container_resource(name, &at, errors);
         amount(name, value, &at, errors);
+        whole_pages(name, value, &at, errors);
     }
     for (name, value) in requests.into_iter().flatten() {
         let at = requests_path.key(name);
         container_resource(name, &at, errors);
         amount(name, value, &at, errors);
+        whole_pages(name, value, &at, errors);
         match get(limits, name) {
-            Some(limit) if is_integer(name) && limit != parse(value) => {
+            Some(limit) if !is_overcommitted(name) && limit != parse(value) => {
                 errors.invalid(&requests_path, &value.0, format!("must be equal to {name} limit of {limit}"))
             }
             Some(limit) if limit < parse(value) => errors.invalid(
@@ -95,7 +153,7 @@ pub fn requirements(resources: &ResourceRequirements, path: &Path, errors: &mut 
                 format!("must be less than or equal to {name} limit of {limit}"),
             ),
             Some(_) => {}
-            None if is_integer(name) => {
+            None if !is_overcommitted(name) => {
                 errors.required(&limits_path, "Limit must be set for non overcommitable resources");
             }
             None => {}

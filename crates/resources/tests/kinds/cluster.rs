@@ -201,7 +201,7 @@ fn mistakes() {
         (
             INGRESS,
             json!({"spec": {"rules": null}}),
-            "spec: Invalid value: null: either `defaultBackend` or `rules` must be specified",
+            "spec: Invalid value: \"null\": either `defaultBackend` or `rules` must be specified",
         ),
         (
             INGRESS,

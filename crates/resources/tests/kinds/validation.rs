@@ -267,7 +267,7 @@ fn other_kinds() {
         (
             "authorization.k8s.io/v1/SelfSubjectAccessReview",
             json!({"spec": {}}),
-            "spec.resourceAttributes: Invalid value: null: exactly one of nonResourceAttributes or resourceAttributes must be specified",
+            "spec.resourceAttributes: Invalid value: \"null\": exactly one of nonResourceAttributes or resourceAttributes must be specified",
         ),
         (
             "discovery.k8s.io/v1/EndpointSlice",

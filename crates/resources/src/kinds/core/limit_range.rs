@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as api;
 use machinery::field::Path;
 use machinery::names;
+use machinery::quantity::Quantity;
 use machinery::table::Column;
 use serde_json::Value;
 
@@ -42,7 +43,11 @@ impl Kind for LimitRange {
         let limits = object.spec.as_ref().map(|spec| &spec.limits);
         let mut seen = BTreeSet::new();
         for (at, item) in indexed(limits, &Path::new("spec").child("limits")) {
-            errors.all_invalid(&at.child("type"), &item.type_, names::is_qualified_name(&item.type_));
+            let wrong = names::is_qualified_name(&item.type_);
+            if wrong.is_empty() && !item.type_.contains('/') && !TYPES.contains(&item.type_.as_str()) {
+                errors.invalid(&at.child("type"), &item.type_, "must be a standard limit type or fully qualified");
+            }
+            errors.all_invalid(&at.child("type"), &item.type_, wrong);
             if !seen.insert(&item.type_) {
                 errors.duplicate(&at.child("type"), &item.type_);
             }
@@ -64,44 +69,87 @@ fn fill(item: &mut Value, to: &str, from: &str) {
     }
 }
 
+const TYPES: &[&str] = &["Pod", "Container", "PersistentVolumeClaim"];
+
+/// What may not exceed what; the error is about the value at the first of these.
+const ORDER: &[(&str, &str, &str, &str, &str)] = &[
+    ("min", "min", "max", "min value", "max value"),
+    ("defaultRequest", "min", "defaultRequest", "min value", "default request value"),
+    ("defaultRequest", "defaultRequest", "max", "default request value", "max value"),
+    ("defaultRequest", "defaultRequest", "default", "default request value", "default limit value"),
+    ("default", "min", "default", "min value", "default value"),
+    ("default", "default", "max", "default value", "max value"),
+];
+
 fn item(item: &api::LimitRangeItem, path: &Path, errors: &mut Errors) {
     let lists: [(&'static str, &Option<ResourceList>); 5] = [
-        ("min", &item.min),
-        ("defaultRequest", &item.default_request),
-        ("default", &item.default),
         ("max", &item.max),
+        ("min", &item.min),
+        ("default", &item.default),
+        ("defaultRequest", &item.default_request),
         ("maxLimitRequestRatio", &item.max_limit_request_ratio),
     ];
     let mut resources = BTreeSet::new();
     for (key, list) in lists {
-        for (name, value) in list.iter().flatten() {
-            errors.all_invalid(&path.child(key).key(name), name, names::is_qualified_name(name));
-            quantity::non_negative(value, &path.child(key).key(name), errors);
+        let filled = list.as_ref().is_some_and(|list| !list.is_empty());
+        if item.type_ == "Pod" && key.starts_with("default") {
+            if filled {
+                errors.forbidden(&path.child(key), "may not be specified when `type` is 'Pod'");
+            }
+            continue;
+        }
+        for name in list.iter().flatten().map(|(name, _)| name) {
+            let at = path.child(key).key(name);
+            match item.type_.as_str() {
+                "Pod" | "Container" => quantity::container_resource(name, &at, errors),
+                _ => quantity::resource_name(name, &at, errors),
+            }
             resources.insert(name.as_str());
         }
-        let pod = item.type_ == "Pod" && key.starts_with("default");
-        if pod && list.as_ref().is_some_and(|list| !list.is_empty()) {
-            errors.forbidden(&path.child(key), "may not be specified when `type` is 'Pod'");
-        }
     }
-    if item.type_ == "PersistentVolumeClaim" && !resources.contains("storage") {
+    let bounds_storage = |list: &Option<ResourceList>| list.as_ref().is_some_and(|list| list.contains_key("storage"));
+    if item.type_ == "PersistentVolumeClaim" && !bounds_storage(&item.min) && !bounds_storage(&item.max) {
         let detail = "either minimum or maximum storage value is required, but neither was provided";
         errors.required(&path.child("limits"), detail);
     }
-    // Each of these is at most each later one.
-    let order = [("min", "min"), ("defaultRequest", "default request"), ("default", "default"), ("max", "max")];
     let lists = BTreeMap::from(lists);
     for name in resources {
-        for (index, (low, low_text)) in order.iter().enumerate() {
-            for (high, high_text) in &order[index + 1..] {
-                let pair = (get(lists[low].as_ref(), name), get(lists[high].as_ref(), name));
-                if let (Some(low_value), Some(high_value)) = pair
-                    && low_value > high_value
-                {
-                    let detail = format!("{low_text} value {low_value} is greater than {high_text} value {high_value}");
-                    errors.invalid(&path.child(*low).key(name), low_value.to_string(), detail);
-                }
+        amounts(&|key| get(lists[key].as_ref(), name), name, path, errors);
+    }
+}
+
+/// The amounts of one resource, by the list's key.
+fn amounts(of: &dyn Fn(&'static str) -> Option<Quantity>, name: &str, path: &Path, errors: &mut Errors) {
+    for (at, low, high, low_text, high_text) in ORDER {
+        if let (Some(low_value), Some(high_value)) = (of(low), of(high))
+            && low_value > high_value
+        {
+            let shown = match (*at, *low, *high) {
+                ("default", "min", _) => low_value,
+                ("default", _, "max") => high_value,
+                _ => of(at).unwrap_or_default(),
+            };
+            let detail = format!("{low_text} {low_value} is greater than {high_text} {high_value}");
+            errors.invalid_amount(&path.child(*at).key(name), shown, detail);
+        }
+    }
+    if let Some(ratio) = of("maxLimitRequestRatio") {
+        let at = path.child("maxLimitRequestRatio").key(name);
+        if ratio < Quantity::new(1) {
+            errors.invalid_amount(&at, ratio, format!("ratio {ratio} is less than 1"));
+        }
+        if let (Some(min), Some(max)) = (of("min"), of("max")) {
+            let possible = max.milli_value() as f64 / min.milli_value() as f64;
+            if ratio.milli_value() as f64 / 1000.0 > possible {
+                errors.invalid_amount(&at, ratio, format!("ratio {ratio} is greater than max/min = {possible:.6}"));
             }
         }
+    }
+    if let (false, Some(default), Some(request)) =
+        (quantity::is_overcommitted(name), of("default"), of("defaultRequest"))
+        && default != request
+    {
+        let detail = format!("default value {default} must equal to defaultRequest value {request} in {name}");
+        errors.invalid_amount(&path.child("defaultRequest").key(name), request, detail);
     }
 }

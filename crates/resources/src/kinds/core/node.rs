@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1 as api;
-use machinery::field::Path;
+use machinery::field::{FieldError, Path};
 use machinery::names;
 use machinery::table::Column;
 use serde_json::{Value, json};
@@ -13,14 +13,14 @@ use serde_json::{Value, json};
 use crate::facts::{Facts, Subresource};
 use crate::print::{self, NONE, UNKNOWN, or, wide};
 use crate::resource::{Kind, walk};
-use crate::validate::{Errors, indexed, text};
+use crate::validate::{Errors, indexed, named, quantity, text};
 use crate::value::Defaulting;
 
 pub struct Node;
 
 const ROLE_PREFIX: &str = "node-role.kubernetes.io/";
 const ROLE_LABEL: &str = "kubernetes.io/role";
-const EFFECTS: &[&str] = &["NoExecute", "NoSchedule", "PreferNoSchedule"];
+const EFFECTS: &[&str] = &["NoSchedule", "PreferNoSchedule", "NoExecute"];
 
 impl Kind for Node {
     type Object = api::Node;
@@ -56,14 +56,18 @@ impl Kind for Node {
     }
 
     fn validate(object: &api::Node, errors: &mut Errors) {
+        amounts(object, errors);
         let Some(spec) = &object.spec else { return };
         let path = Path::new("spec");
-        taints(spec.taints.as_ref(), &path.child("taints"), errors);
+        // Upstream's path.
+        taints(spec.taints.as_ref(), &Path::new("metadata").child("taints"), errors);
         let cidrs = spec.pod_cidrs.as_deref().unwrap_or_default();
         for (at, cidr) in indexed(spec.pod_cidrs.as_ref(), &path.child("podCIDRs")) {
             errors.all_invalid(&at, cidr, names::is_valid_cidr(cidr));
         }
-        if cidrs.len() > 2 {
+        named::distinct(spec.pod_cidrs.as_ref(), &path.child("podCIDRs"), errors);
+        let families: BTreeSet<bool> = cidrs.iter().map(|cidr| cidr.contains(':')).collect();
+        if cidrs.len() > families.len() {
             let detail = "may specify no more than one CIDR for each IP family";
             errors.invalid(&path.child("podCIDRs"), cidrs, detail);
         }
@@ -71,6 +75,8 @@ impl Kind for Node {
 
     fn validate_update(new: &api::Node, old: &api::Node, errors: &mut Errors) {
         Self::validate(new, errors);
+        let addresses = new.status.as_ref().and_then(|status| status.addresses.as_ref());
+        named::distinct(addresses, &Path::new("status").child("addresses"), errors);
         let (default, path) = (api::NodeSpec::default(), Path::new("spec"));
         let (new, old) = (new.spec.as_ref().unwrap_or(&default), old.spec.as_ref().unwrap_or(&default));
         let before = old.pod_cidrs.as_deref().unwrap_or_default();
@@ -82,6 +88,10 @@ impl Kind for Node {
             let detail = "node updates may not change providerID except from \"\" to valid";
             errors.forbidden(&path.child("providerID"), detail);
         }
+    }
+
+    fn validate_status_update(new: &api::Node, old: &api::Node, errors: &mut Errors) {
+        Self::validate_update(new, old, errors);
     }
 
     fn cells(object: &Value, typed: &api::Node, now: Timestamp) -> Vec<Value> {
@@ -107,15 +117,29 @@ impl Kind for Node {
     }
 }
 
+fn amounts(node: &api::Node, errors: &mut Errors) {
+    let Some(status) = &node.status else { return };
+    for (key, list) in [("capacity", &status.capacity), ("allocatable", &status.allocatable)] {
+        for (name, value) in list.iter().flatten() {
+            quantity::amount(name, value, &Path::new("status").child(key).child(name.clone()), errors);
+        }
+    }
+}
+
 fn taints(taints: Option<&Vec<api::Taint>>, path: &Path, errors: &mut Errors) {
     let mut seen = BTreeSet::new();
     for (at, taint) in indexed(taints, path) {
         errors.all_invalid(&at.child("key"), &taint.key, names::is_qualified_name(&taint.key));
         let value = text(&taint.value);
-        errors.all_invalid(&at.child("value"), value, names::is_valid_label_value(value));
+        let wrong = names::is_valid_label_value(value);
+        if !wrong.is_empty() {
+            errors.invalid(&at.child("value"), value, wrong.join(";"));
+        }
         errors.one_of(&at.child("effect"), Some(&taint.effect), EFFECTS);
         if !seen.insert((&taint.key, &taint.effect)) {
-            errors.duplicate(&at, taint);
+            let mut duplicate = FieldError::duplicate(&at, json!(taint));
+            duplicate.detail = "taints must be unique by key and effect pair".into();
+            errors.push(duplicate);
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::facts::{CREATE, Facts, Subresource, Verb};
 use crate::pod;
 use crate::print::{self, wide};
 use crate::resource::{Kind, keep, walk};
-use crate::validate::Errors;
+use crate::validate::{Errors, text, warn};
 use crate::value::Defaulting;
 
 pub struct Pod;
@@ -122,6 +122,8 @@ impl Kind for Pod {
         let path = Path::new("spec");
         let default = api::PodSpec::default();
         let spec = object.spec.as_ref().unwrap_or(&default);
+        let annotations = Path::new("metadata").child("annotations");
+        pod::validate_annotations(object.metadata.annotations.as_ref(), Some(spec), &annotations, errors);
         pod::validate_spec(spec, &path, errors);
         if spec.ephemeral_containers.as_ref().is_some_and(|list| !list.is_empty()) {
             errors.forbidden(&path.child("ephemeralContainers"), "cannot be set on create");
@@ -160,7 +162,10 @@ impl Kind for Pod {
 
     fn warnings(new: &api::Pod, old: Option<&api::Pod>) -> Vec<String> {
         match (&new.spec, old) {
-            (Some(spec), None) => pod::warnings(spec, &Path::new("spec")),
+            (Some(spec), None) => {
+                let name = warn::host_name(text(&new.metadata.name), "the Pod's hostname");
+                name.into_iter().chain(pod::warnings(spec, &new.metadata)).collect()
+            }
             _ => Vec::new(),
         }
     }

@@ -43,6 +43,8 @@ impl Kind for ReplicationController {
         print::IMAGES,
         print::SELECTOR,
     ];
+    const TEMPLATE: &'static [&'static str] = &["spec", "template"];
+    const NAMES_HOSTS: bool = true;
     const FIELDS: &'static [&'static str] = &["status.replicas"];
 
     fn defaults(object: &mut Value) {
@@ -58,9 +60,6 @@ impl Kind for ReplicationController {
                 own["labels"] = labels;
             }
         }
-        if let Some(template) = object["spec"].at("template") {
-            pod::default_template(template);
-        }
     }
 
     fn prepare_create(object: &mut Value) {
@@ -70,12 +69,12 @@ impl Kind for ReplicationController {
     fn validate(object: &api::ReplicationController, errors: &mut Errors) {
         let path = Path::new("spec");
         let Some(spec) = &object.spec else { return };
-        errors.non_negative(&path.child("replicas"), spec.replicas);
         errors.non_negative(&path.child("minReadySeconds"), spec.min_ready_seconds);
         let selector = spec.selector.clone().unwrap_or_default();
         if selector.is_empty() {
             errors.required(&path.child("selector"), "");
         }
+        errors.non_negative(&path.child("replicas"), spec.replicas);
         let at = path.child("template");
         let Some(template) = &spec.template else {
             return errors.required(&at, "");
@@ -86,6 +85,33 @@ impl Kind for ReplicationController {
             errors.invalid(&at.child("metadata").child("labels"), labels, detail);
         }
         pod::replicas_template(template, "ReplicationController", &at, errors);
+    }
+
+    fn validate_status_update(
+        new: &api::ReplicationController,
+        _old: &api::ReplicationController,
+        errors: &mut Errors,
+    ) {
+        let (path, Some(status)) = (Path::new("status"), &new.status) else { return };
+        let counts = [
+            ("replicas", Some(status.replicas)),
+            ("fullyLabeledReplicas", status.fully_labeled_replicas),
+            ("readyReplicas", status.ready_replicas),
+            ("availableReplicas", status.available_replicas),
+        ];
+        for (key, count) in counts {
+            errors.non_negative(&path.child(key), count);
+        }
+        errors.non_negative(&path.child("observedGeneration"), status.observed_generation);
+        for (key, count) in &counts[1..] {
+            if count.is_some_and(|count| count > status.replicas) {
+                errors.invalid(&path.child(*key), count, "cannot be greater than status.replicas");
+            }
+        }
+        if status.available_replicas.unwrap_or(0) > status.ready_replicas.unwrap_or(0) {
+            let detail = "cannot be greater than readyReplicas";
+            errors.invalid(&path.child("availableReplicas"), status.available_replicas, detail);
+        }
     }
 
     fn cells(object: &Value, typed: &api::ReplicationController, now: Timestamp) -> Vec<Value> {

@@ -34,6 +34,7 @@ impl Kind for Secret {
 
     const FACTS: Facts = Facts::namespaced("", "v1", "Secret", "secrets", "secret", "io.k8s.api.core.v1.Secret");
     const COLUMNS: &'static [Column] = &[print::NAME, print::text("Type"), print::text("Data"), print::AGE];
+    const IMMUTABLE: &'static [&'static str] = &["type"];
     const FIELDS: &'static [&'static str] = &["type"];
 
     fn defaults(object: &mut Value) {
@@ -59,9 +60,12 @@ impl Kind for Secret {
         for key in required {
             match value(key) {
                 None => errors.required(&path.key(*key), ""),
+                Some(ByteString(bytes)) if *key == "ssh-privatekey" && bytes.is_empty() => {
+                    errors.required(&path.key(*key), "");
+                }
                 Some(ByteString(bytes)) if key.starts_with(".docker") => {
-                    if let Err(error) = serde_json::from_slice::<Value>(bytes) {
-                        errors.invalid(&path.key(*key), "<secret contents redacted>", error.to_string());
+                    if let Err(error) = machinery::schema::decode::json(bytes) {
+                        errors.invalid(&path.key(*key), "<secret contents redacted>", error);
                     }
                 }
                 Some(_) => {}
@@ -82,7 +86,6 @@ impl Kind for Secret {
     }
 
     fn validate_update(new: &api::Secret, old: &api::Secret, errors: &mut Errors) {
-        errors.immutable(&Path::new("type"), &new.type_, &old.type_);
         if old.immutable == Some(true) {
             if new.immutable != Some(true) {
                 errors.forbidden(&Path::new("immutable"), FROZEN);

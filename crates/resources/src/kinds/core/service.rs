@@ -15,9 +15,12 @@ use crate::value::Defaulting;
 
 mod strategy;
 mod validate;
+mod warnings;
 
 pub struct Service;
 
+const TOPOLOGY_HINTS: &str = "service.kubernetes.io/topology-aware-hints";
+const TOPOLOGY_MODE: &str = "service.kubernetes.io/topology-mode";
 /// Three hours.
 const AFFINITY_SECONDS: i64 = 10800;
 
@@ -45,6 +48,13 @@ impl Kind for Service {
 
     fn defaults(object: &mut Value) {
         defaults(object.make("spec"));
+        if let Some(balancer) = object.at("status").and_then(|status| status.at("loadBalancer")) {
+            balancer.each("ingress", |ingress| {
+                if ingress.has("ip") {
+                    ingress.or("ipMode", "VIP");
+                }
+            });
+        }
     }
 
     fn prepare_create(object: &mut Value) {
@@ -68,6 +78,14 @@ impl Kind for Service {
     fn validate_update(new: &api::Service, old: &api::Service, errors: &mut Errors) {
         validate::service(new, errors);
         validate::update(new, old, errors);
+    }
+
+    fn validate_status_update(new: &api::Service, _old: &api::Service, errors: &mut Errors) {
+        validate::status(new, errors);
+    }
+
+    fn warnings(new: &api::Service, _old: Option<&api::Service>) -> Vec<String> {
+        warnings::service(new)
     }
 
     fn cells(object: &Value, typed: &api::Service, now: Timestamp) -> Vec<Value> {

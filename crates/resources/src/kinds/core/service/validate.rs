@@ -8,7 +8,8 @@ use machinery::field::Path;
 use machinery::names;
 
 use super::super::endpoints::forbidden_address;
-use crate::validate::{Errors, indexed, meta, text};
+use super::{TOPOLOGY_HINTS, TOPOLOGY_MODE};
+use crate::validate::{Errors, IMMUTABLE, indexed, meta, text};
 
 const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
 const HEADLESS: &str = "None";
@@ -22,26 +23,38 @@ pub fn service(service: &Service, errors: &mut Errors) {
     let spec = service.spec.as_ref().unwrap_or(&default);
     let type_ = text(&spec.type_);
     let headless = is_headless(spec);
+    topology(service, errors);
     if spec.ports.as_ref().is_none_or(Vec::is_empty) && !headless && type_ != "ExternalName" {
         errors.required(&path.child("ports"), "");
     }
     of_type(spec, type_, headless, &path, errors);
-    ports(spec, type_, headless, &path.child("ports"), errors);
+    ports(spec, type_, &path.child("ports"), errors);
     meta::labels(spec.selector.as_ref(), &path.child("selector"), errors);
     affinity(spec, &path, errors);
+    cluster_ips(spec, type_, &path, errors);
     errors.one_of(&path.child("type"), Some(type_), TYPES);
     for (at, ip) in indexed(spec.external_ips.as_ref(), &path.child("externalIPs")) {
-        errors.ip(&at, ip);
-        if let Ok(parsed) = ip.parse() {
-            forbidden_address(parsed, ip, &at, errors);
+        match ip.parse::<IpAddr>() {
+            Ok(_) => forbidden_address(ip, &at, errors),
+            Err(_) => errors.ip(&at, ip),
         }
     }
-    balancer(spec, type_, &path, errors);
+    balancer(service, spec, &path, errors);
     traffic(spec, type_, &path, errors);
-    cluster_ips(spec, type_, &path, errors);
 }
 
-fn is_headless(spec: &ServiceSpec) -> bool {
+/// The annotation and the one that it replaced must agree.
+fn topology(service: &Service, errors: &mut Errors) {
+    let annotation = |key: &str| service.metadata.annotations.as_ref().and_then(|map| map.get(key));
+    if let (Some(mode), Some(hints)) = (annotation(TOPOLOGY_MODE), annotation(TOPOLOGY_HINTS))
+        && mode != hints
+    {
+        let at = Path::new("metadata").child("annotations").key(TOPOLOGY_MODE);
+        errors.invalid(&at, mode, format!("must match annotations[{TOPOLOGY_HINTS}] when both are specified"));
+    }
+}
+
+pub(super) fn is_headless(spec: &ServiceSpec) -> bool {
     spec.cluster_ip.as_deref() == Some(HEADLESS)
         || spec.cluster_ips.as_ref().and_then(|ips| ips.first()).is_some_and(|ip| ip == HEADLESS)
 }
@@ -61,8 +74,14 @@ fn of_type(spec: &ServiceSpec, type_: &str, headless: bool, path: &Path, errors:
             }
         }
         "ExternalName" => {
-            if spec.cluster_ips.as_ref().is_some_and(|ips| !ips.is_empty()) {
-                errors.forbidden(&path.child("clusterIPs"), "may not be set when `type` is 'ExternalName'");
+            let filled = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
+            let set = [
+                ("clusterIPs", filled(&spec.cluster_ips)),
+                ("ipFamilies", filled(&spec.ip_families)),
+                ("ipFamilyPolicy", spec.ip_family_policy.is_some()),
+            ];
+            for (key, _) in set.iter().filter(|(_, set)| *set) {
+                errors.forbidden(&path.child(*key), "may not be set for ExternalName services");
             }
             let name = text(&spec.external_name);
             let name = name.strip_suffix('.').unwrap_or(name);
@@ -76,7 +95,7 @@ fn of_type(spec: &ServiceSpec, type_: &str, headless: bool, path: &Path, errors:
     }
 }
 
-fn ports(spec: &ServiceSpec, type_: &str, headless: bool, path: &Path, errors: &mut Errors) {
+fn ports(spec: &ServiceSpec, type_: &str, path: &Path, errors: &mut Errors) {
     let list = spec.ports.as_deref().unwrap_or_default();
     let (mut seen_names, mut seen_ports, mut seen_node_ports) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for (at, port) in indexed(spec.ports.as_ref(), path) {
@@ -89,26 +108,25 @@ fn ports(spec: &ServiceSpec, type_: &str, headless: bool, path: &Path, errors: &
         } else if list.len() > 1 {
             errors.required(&at.child("name"), "");
         }
-        self::port(port, headless, &at, errors);
+        self::port(port, &at, errors);
         let protocol = text(&port.protocol);
         if !seen_ports.insert((protocol, port.port)) {
             errors.duplicate(&at, serde_json::json!({"protocol": protocol, "port": port.port, "targetPort": 0}));
         }
         let node_port = port.node_port.unwrap_or(0);
-        if node_port != 0 && !matches!(type_, "NodePort" | "LoadBalancer") {
-            errors.forbidden(&at.child("nodePort"), format!("may not be used when `type` is '{type_}'"));
-        } else if node_port != 0 && !seen_node_ports.insert((protocol, node_port)) {
+        if node_port != 0 && type_ == "ClusterIP" {
+            errors.forbidden(&at.child("nodePort"), "may not be used when `type` is 'ClusterIP'");
+        }
+        if node_port != 0 && !seen_node_ports.insert((protocol, node_port)) {
             errors.duplicate(&at.child("nodePort"), node_port);
         }
     }
 }
 
-fn port(port: &ServicePort, headless: bool, path: &Path, errors: &mut Errors) {
+fn port(port: &ServicePort, path: &Path, errors: &mut Errors) {
     errors.port(&path.child("port"), port.port);
     errors.one_of(&path.child("protocol"), port.protocol.as_deref(), &["SCTP", "TCP", "UDP"]);
-    if let Some(target) = &port.target_port
-        && !headless
-    {
+    if let Some(target) = &port.target_port {
         errors.port_or_name(&path.child("targetPort"), target);
     }
     if let Some(protocol) = &port.app_protocol {
@@ -140,28 +158,75 @@ fn affinity(spec: &ServiceSpec, path: &Path, errors: &mut Errors) {
     }
 }
 
-fn balancer(spec: &ServiceSpec, type_: &str, path: &Path, errors: &mut Errors) {
-    let ranges = spec.load_balancer_source_ranges.as_ref();
-    if type_ != "LoadBalancer" {
-        let only = "may only be used when `type` is 'LoadBalancer'";
-        let set = [
-            ("loadBalancerSourceRanges", ranges.is_some_and(|ranges| !ranges.is_empty())),
-            ("allocateLoadBalancerNodePorts", spec.allocate_load_balancer_node_ports.is_some()),
-            ("loadBalancerClass", spec.load_balancer_class.is_some()),
-        ];
-        for (key, _) in set.iter().filter(|(_, set)| *set) {
-            errors.forbidden(&path.child(*key), only);
+/// Where the ranges stood before they had a field.
+const RANGES_ANNOTATION: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+const BALANCED_ONLY: &str = "may only be used when `type` is 'LoadBalancer'";
+
+fn balancer(service: &Service, spec: &ServiceSpec, path: &Path, errors: &mut Errors) {
+    let balanced = text(&spec.type_) == "LoadBalancer";
+    let annotated = service.metadata.annotations.as_ref().and_then(|map| map.get(RANGES_ANNOTATION));
+    // The field's name in paths is upstream's.
+    let at = path.child("LoadBalancerSourceRanges");
+    let (at, ranges) = match (spec.load_balancer_source_ranges.as_deref(), annotated) {
+        (Some(ranges @ [_, ..]), _) => (at.clone(), (0..).map(|index| at.index(index)).zip(ranges.to_vec()).collect()),
+        (_, Some(text)) => {
+            let at = Path::new("metadata").child("annotations").key(RANGES_ANNOTATION);
+            let ranges = text.split(',').filter(|_| !text.trim().is_empty());
+            (at.clone(), ranges.map(|range| (at.clone(), range.to_owned())).collect())
+        }
+        _ => (at, Vec::new()),
+    };
+    if !balanced && !ranges.is_empty() {
+        errors.forbidden(&at, BALANCED_ONLY);
+    }
+    for (at, range) in ranges {
+        errors.all_invalid(&at, range.trim(), names::is_valid_cidr(range.trim()));
+    }
+    if balanced {
+        if spec.allocate_load_balancer_node_ports.is_none() {
+            errors.required(&Path::new("allocateLoadBalancerNodePorts"), "");
+        }
+        if let Some(class) = &spec.load_balancer_class {
+            errors.all_invalid(&path.child("loadBalancerClass"), class, names::is_qualified_name(class));
         }
         return;
     }
-    for (at, range) in indexed(ranges, &path.child("loadBalancerSourceRanges")) {
-        errors.all_invalid(&at, range, names::is_valid_cidr(range.trim()));
+    let set = [
+        ("allocateLoadBalancerNodePorts", spec.allocate_load_balancer_node_ports.is_some()),
+        ("loadBalancerClass", spec.load_balancer_class.is_some()),
+    ];
+    for (key, _) in set.iter().filter(|(_, set)| *set) {
+        errors.forbidden(&path.child(*key), BALANCED_ONLY);
     }
-    if spec.allocate_load_balancer_node_ports.is_none() {
-        errors.required(&path.child("allocateLoadBalancerNodePorts"), "");
+}
+
+/// What a balancer reports.
+pub fn status(service: &Service, errors: &mut Errors) {
+    let balanced = service.spec.as_ref().is_some_and(|spec| text(&spec.type_) == "LoadBalancer");
+    let status = service.status.as_ref().and_then(|status| status.load_balancer.as_ref());
+    let ingress = status.and_then(|status| status.ingress.as_ref()).filter(|ingress| !ingress.is_empty());
+    let path = Path::new("status").child("loadBalancer").child("ingress");
+    if !balanced && ingress.is_some() {
+        return errors.forbidden(&path, "may only be used when `spec.type` is \"LoadBalancer\"");
     }
-    if let Some(class) = &spec.load_balancer_class {
-        errors.all_invalid(&path.child("loadBalancerClass"), class, names::is_qualified_name(class));
+    for (at, ingress) in indexed(ingress, &path) {
+        let (ip, host) = (text(&ingress.ip), text(&ingress.hostname));
+        if !ip.is_empty() {
+            errors.ip(&at.child("ip"), ip);
+        }
+        match &ingress.ip_mode {
+            None if !ip.is_empty() => errors.required(&at.child("ipMode"), "must be specified when `ip` is set"),
+            Some(_) if ip.is_empty() => {
+                errors.forbidden(&at.child("ipMode"), "may not be specified when `ip` is not set");
+            }
+            mode => errors.optional_one_of(&at.child("ipMode"), mode.as_deref(), &["Proxy", "VIP"]),
+        }
+        if !host.is_empty() {
+            errors.all_invalid(&at.child("hostname"), host, names::is_dns1123_subdomain(host));
+            if host.parse::<IpAddr>().is_ok() {
+                errors.invalid(&at.child("hostname"), host, "must be a DNS name, not an IP address");
+            }
+        }
     }
 }
 
@@ -187,6 +252,9 @@ fn traffic(spec: &ServiceSpec, type_: &str, path: &Path, errors: &mut Errors) {
     if matches!(type_, "NodePort" | "LoadBalancer" | "ClusterIP") {
         let internal = spec.internal_traffic_policy.as_deref();
         errors.one_of(&path.child("internalTrafficPolicy"), internal, POLICIES);
+    } else {
+        let internal = spec.internal_traffic_policy.as_deref();
+        errors.optional_one_of(&path.child("internalTrafficPolicy"), internal, POLICIES);
     }
     errors.optional_one_of(
         &path.child("trafficDistribution"),
@@ -248,6 +316,10 @@ pub fn update(new: &Service, old: &Service, errors: &mut Errors) {
         errors.invalid(&at, &new.cluster_ips, detail);
     }
     let balanced = |spec: &ServiceSpec| text(&spec.type_) == "LoadBalancer";
+    let local = |spec: &ServiceSpec| balanced(spec) && text(&spec.external_traffic_policy) == "Local";
+    if local(new) && local(old) && new.health_check_node_port != old.health_check_node_port {
+        errors.forbidden(&path.child("healthCheckNodePort"), IMMUTABLE);
+    }
     if balanced(new) && balanced(old) && new.load_balancer_class != old.load_balancer_class {
         let at = path.child("loadBalancerClass");
         errors.invalid(&at, &new.load_balancer_class, "may not change once set");
