@@ -78,14 +78,14 @@ fn run_beside(scene: &Scene) {
     let reference = &first["status"]["active"][0];
     assert_eq!((&reference["kind"], &reference["uid"]), (&"Job".into(), &job["metadata"]["uid"]));
     assert_eq!(job["metadata"]["ownerReferences"][0]["name"], "allow");
-    assert_eq!(scene.event("allow", "SuccessfulCreate"), format!("Created job {}", name(&job)));
+    scene.told("allow", "SuccessfulCreate", &format!("Created job {}", name(&job)));
     // The next minute's comes beside it.
     let both = scene.wait("cronjob/allow", |cron| active(cron).len() == 2);
     assert!(active(&both).contains(&name(&job)));
     scene.patch("cronjob/allow", r#"{"spec":{"suspend":true}}"#);
     scene.run(&["delete", "job", name(&job)]);
     scene.wait("cronjob/allow", |cron| active(cron).len() == 1);
-    assert_eq!(scene.event("allow", "MissingJob"), format!("Active job went missing: {}", name(&job)));
+    scene.told("allow", "MissingJob", &format!("Active job went missing: {}", name(&job)));
 }
 
 /// Minutes since 1970 of a time in UTC.
@@ -116,7 +116,7 @@ fn run_instead(scene: &Scene) {
     let first = scene.wait("cronjob/replace", |cron| active(cron).len() == 1);
     let second = scene.wait("cronjob/replace", |cron| active(cron).len() == 1 && active(cron) != active(&first));
     wait_jobs(scene, "replace", |jobs| jobs.len() == 1 && name(&jobs[0]) == active(&second)[0]);
-    assert_eq!(scene.event("replace", "SuccessfulDelete"), format!("Deleted job {}", active(&first)[0]));
+    scene.told("replace", "SuccessfulDelete", &format!("Deleted job {}", active(&first)[0]));
 }
 
 /// Conformance: nothing while suspended. Besides: nothing that is too late.
@@ -144,8 +144,7 @@ fn keep_history(scene: &Scene) {
     }
     for (cron, kind, other) in [("good", "Complete", "Failed"), ("bad", "Failed", "Complete")] {
         let first = wait_jobs(scene, cron, |jobs| jobs.len() == 1 && has_condition(&jobs[0], kind)).remove(0);
-        let message = scene.event(cron, "SawCompletedJob");
-        assert_eq!(message, format!("Saw completed job: {}, condition: {kind}", name(&first)));
+        scene.told(cron, "SawCompletedJob", &format!("Saw completed job: {}, condition: {kind}", name(&first)));
         let status = scene.get(&format!("cronjob/{cron}"))["status"].clone();
         assert_eq!(status["lastSuccessfulTime"].is_string(), kind == "Complete");
         wait_jobs(scene, cron, |jobs| {
@@ -154,7 +153,7 @@ fn keep_history(scene: &Scene) {
                 && has_condition(&jobs[0], kind)
                 && !has_condition(&jobs[0], other)
         });
-        assert_eq!(scene.event(cron, "SuccessfulDelete"), format!("Deleted job {}", name(&first)));
+        scene.told(cron, "SuccessfulDelete", &format!("Deleted job {}", name(&first)));
     }
 }
 

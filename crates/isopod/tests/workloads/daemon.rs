@@ -37,6 +37,8 @@ spec:
     .replace("MORE", more)
 }
 
+/// A node that is a name only is never ready.
+const TOLERANT: &str = "tolerations: [{key: node.kubernetes.io/not-ready, operator: Exists}, {key: node.kubernetes.io/unreachable, operator: Exists}]";
 /// The real node: others do not say what they run.
 const REAL: &str = "nodeSelector: {kubernetes.io/os: linux}";
 
@@ -112,7 +114,7 @@ fn run_and_revive(scene: &Scene) {
 fn follow_labels_and_taints(scene: &Scene) {
     let node = real_node(scene);
     let paint = |colour: &str| scene.cluster.run(&["label", "node", &node, "--overwrite", &format!("colour{colour}")]);
-    scene.apply(&set("nodeSelector: {colour: blue}", ""));
+    scene.apply(&set(&format!("nodeSelector: {{colour: blue}}\n      {TOLERANT}"), ""));
     scene.wait("ds/agent", runs_on(0, 0));
     assert!(scene.pods("agent").is_empty());
     paint("=blue");
@@ -156,7 +158,7 @@ fn follow_labels_and_taints(scene: &Scene) {
 
 /// Conformance: pods are updated, and a rollback restarts none that needs not.
 fn roll_and_roll_back(scene: &Scene) {
-    scene.apply(&set(REAL, ""));
+    scene.apply(&set(&format!("{REAL}\n      {TOLERANT}"), ""));
     scene.wait("ds/agent", runs_on(1, 1));
     let first = revisions(scene);
     assert_eq!((first.len(), first[0].0), (1, 1));

@@ -108,11 +108,20 @@ impl Scene<'_> {
 
     /// The message of an event about an object, once there is one.
     fn event(&self, object: &str, reason: &str) -> String {
+        self.wait_events(object, reason, |messages| messages.first().map(|message| (*message).to_owned()))
+    }
+
+    /// Waits for an event that says just this.
+    fn told(&self, object: &str, reason: &str, message: &str) {
+        self.wait_events(object, reason, |messages| messages.contains(&message).then_some(()));
+    }
+
+    fn wait_events<T>(&self, object: &str, reason: &str, look: impl Fn(&[&str]) -> Option<T>) -> T {
         let selector = format!("involvedObject.name={object},reason={reason}");
-        let message = "jsonpath={.items[0].message}";
+        let lines = r#"jsonpath={range .items[*]}{.message}{"\n"}{end}"#;
         eventually(&format!("the event {reason} of {}/{object}", self.namespace), || {
-            let shown = self.run(&["get", "events", "--field-selector", &selector, "-o", message]);
-            if shown.is_empty() { Err(self.run(&["get", "events"])) } else { Ok(shown) }
+            let shown = self.run(&["get", "events", "--field-selector", &selector, "-o", lines]);
+            look(&shown.lines().collect::<Vec<_>>()).ok_or_else(|| self.run(&["get", "events"]))
         })
     }
 

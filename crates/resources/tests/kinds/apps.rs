@@ -63,7 +63,7 @@ fn workloads_are_validated() {
         (
             SET,
             json!({"selector": {"matchLabels": {"app": null}}}),
-            "spec.selector: Invalid value: {}: empty selector is invalid for statefulset",
+            r#"spec.selector: Invalid value: {"matchLabels":{}}: empty selector is invalid for statefulset"#,
         ),
         (
             SET,
