@@ -15,6 +15,7 @@ mod pod;
 mod priority;
 mod quota;
 mod rbac_escalation;
+mod runtime_class;
 mod service_account;
 mod storage_class;
 mod storage_in_use;
@@ -137,6 +138,7 @@ impl Chain {
             Box::new(storage_class::DefaultStorageClass::new(lookup.clone())),
             Box::new(storage_in_use::StorageObjectInUseProtection),
             Box::new(claim_resize::PersistentVolumeClaimResize::new(lookup.clone())),
+            Box::new(runtime_class::RuntimeClass::new(lookup.clone())),
             Box::new(certificates::Certificates::new(authorizer.clone())),
             Box::new(rbac_escalation::RbacEscalation::new(authorizer.clone())),
             Box::new(quota::ResourceQuota::new(lookup.clone())),

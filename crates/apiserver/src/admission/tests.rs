@@ -9,7 +9,7 @@ use super::*;
 use crate::authn::lookup::memory::Memory;
 use crate::authn::lookup::{
     CLUSTER_ROLE_BINDINGS, CLUSTER_ROLES, Kind, LIMIT_RANGES, NAMESPACES, NODES, PODS, PRIORITY_CLASSES,
-    RESOURCE_QUOTAS, SERVICE_ACCOUNTS, STORAGE_CLASSES,
+    RESOURCE_QUOTAS, RUNTIME_CLASSES, SERVICE_ACCOUNTS, STORAGE_CLASSES,
 };
 use crate::identity::NODES as NODES_GROUP;
 
@@ -248,6 +248,31 @@ async fn pods_get_tolerations_and_priority() {
             .await
             .contains("the integer value of priority (5) must not be")
     );
+}
+
+#[tokio::test]
+async fn runtime_classes_add_what_their_pods_need() {
+    let class = json!({"metadata": {"name": "vm"}, "handler": "vm", "overhead": {"podFixed": {"memory": "64Mi"}},
+        "scheduling": {"nodeSelector": {"vm": "yes"}, "tolerations": [{"key": "vm", "operator": "Exists"}]}});
+    let world = world([(RUNTIME_CLASSES, class)]).await;
+    let wanted = |extra: Value| {
+        let mut spec = json!({"runtimeClassName": "vm", "nodeSelector": {"disk": "fast"}});
+        spec.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        pod(spec)
+    };
+    let created = world.create(&POD, wanted(json!({}))).await.unwrap();
+    assert_eq!(created["spec"]["overhead"], json!({"memory": "64Mi"}));
+    assert_eq!(created["spec"]["nodeSelector"], json!({"disk": "fast", "vm": "yes"}));
+    assert_eq!(created["spec"]["tolerations"][0]["key"], "vm");
+    for (spec, complaint) in [
+        (pod(json!({"runtimeClassName": "none"})), "pod rejected: RuntimeClass \"none\" not found"),
+        (wanted(json!({"overhead": {"memory": "1Mi"}})), "Overhead doesn't match RuntimeClass's defined Overhead"),
+        (pod(json!({"overhead": {"memory": "1Mi"}})), "Overhead set without corresponding RuntimeClass"),
+        (wanted(json!({"nodeSelector": {"vm": "no"}})), "nodeSelector[vm] = yes; pod.spec.nodeSelector[vm] = no"),
+    ] {
+        let refusal = world.refusal(&POD, spec).await;
+        assert!(refusal.contains(complaint), "{refusal} should say {complaint}");
+    }
 }
 
 #[tokio::test]

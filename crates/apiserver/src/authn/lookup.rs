@@ -37,6 +37,7 @@ pub const NODES: Kind = kind("", "nodes");
 pub const PERSISTENT_VOLUMES: Kind = kind("", "persistentvolumes");
 pub const PODS: Kind = kind("", "pods");
 pub const PRIORITY_CLASSES: Kind = kind("scheduling.k8s.io", "priorityclasses");
+pub const RUNTIME_CLASSES: Kind = kind("node.k8s.io", "runtimeclasses");
 pub const RESOURCE_QUOTAS: Kind = kind("", "resourcequotas");
 pub const ROLES: Kind = kind("rbac.authorization.k8s.io", "roles");
 pub const ROLE_BINDINGS: Kind = kind("rbac.authorization.k8s.io", "rolebindings");
