@@ -162,6 +162,9 @@ pub struct NodeOptions {
         allow_negative_numbers = true
     )]
     pub eviction_max_pod_grace_period: i64,
+    /// Sysctls that pods may set besides the safe ones: names, or groups ending in *.
+    #[arg(long, env = "ISOPOD_ALLOWED_UNSAFE_SYSCTLS", value_delimiter = ',', value_name = "SYSCTL,...")]
+    pub allowed_unsafe_sysctls: Vec<String>,
     /// Remove unused images above this percentage of the disk; 100 never does.
     #[arg(long, env = "ISOPOD_IMAGE_GC_HIGH_THRESHOLD", default_value_t = 85, value_name = "PERCENT",
         value_parser = clap::value_parser!(u64).range(0..=100))]
@@ -182,6 +185,7 @@ impl NodeOptions {
             eviction_minimum_reclaim: String::new(),
             eviction_pressure_transition_period: "5m0s".into(),
             eviction_max_pod_grace_period: 0,
+            allowed_unsafe_sysctls: Vec::new(),
             image_gc_high_threshold: 100,
             image_gc_low_threshold: 80,
         }
@@ -196,6 +200,7 @@ impl NodeOptions {
             pressure_transition_period: &self.eviction_pressure_transition_period,
             max_pod_grace_period: self.eviction_max_pod_grace_period,
         };
+        config.allowed_unsafe_sysctls = self.allowed_unsafe_sysctls.clone();
         config.eviction = kubelet::Eviction::parse(&flags).map_err(anyhow::Error::msg)?;
         if self.image_gc_low_threshold >= self.image_gc_high_threshold {
             anyhow::bail!(

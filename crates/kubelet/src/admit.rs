@@ -19,9 +19,11 @@ pub fn check(
     others: &[Arc<Pod>],
     allocatable: &Quantities,
     pressures: &[Pressure],
+    allowed_sysctls: &[String],
     node: Option<&Node>,
 ) -> Result<(), Refusal> {
     pressure(pod, pressures)?;
+    sysctls(pod, allowed_sysctls)?;
     if let Some(node) = node {
         affinity(pod, node)?;
         taints(pod, node)?;
@@ -50,9 +52,41 @@ fn pressure(pod: &Pod, pressures: &[Pressure]) -> Result<(), Refusal> {
     refuse("Evicted", format!("The node had condition: [{}]. ", conditions.join(" ")))
 }
 
+/// Sysctls that a pod can set without touching others.
+const SAFE_SYSCTLS: [&str; 12] = [
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_wmem",
+];
+
+/// Others need the node's consent: names, or groups as `net.core.*`.
+fn sysctls(pod: &Pod, allowed: &[String]) -> Result<(), Refusal> {
+    let consented = |name: &str| {
+        SAFE_SYSCTLS.contains(&name)
+            || allowed.iter().any(|allowed| match allowed.strip_suffix('*') {
+                Some(group) => name.starts_with(group),
+                None => name == allowed,
+            })
+    };
+    let wanted = pod::spec(pod).security_context.iter().flat_map(|context| context.sysctls.iter().flatten());
+    match wanted.map(|sysctl| sysctl.name.replace('/', ".")).find(|name| !consented(name)) {
+        Some(name) => refuse("SysctlForbidden", format!("forbidden sysctl: {name:?} not allowlisted")),
+        None => Ok(()),
+    }
+}
+
 const MEMORY_TAINT: &str = "node.kubernetes.io/memory-pressure";
 
-fn fit(pod: &Pod, others: &[Arc<Pod>], allocatable: &Quantities) -> Result<(), Refusal> {
+pub fn fit(pod: &Pod, others: &[Arc<Pod>], allocatable: &Quantities) -> Result<(), Refusal> {
     let short = |reason, name: &str, requested: i64, used: i64, capacity: i64| {
         refuse(
             reason,
@@ -249,14 +283,20 @@ mod tests {
                 ),
                 None,
             ),
+            (with(json!({"securityContext": {"sysctls": [{"name": "net/core/somaxconn", "value": "9"}]}})), None),
+            (
+                with(json!({"securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "9"}]}})),
+                Some("SysctlForbidden"),
+            ),
             (with(json!({"os": {"name": "windows"}})), Some("PodOSNotSupported")),
         ];
         for (pod, expected) in cases {
-            let result = check(&pod, std::slice::from_ref(&other), &allocatable, &[], Some(&node));
+            let result =
+                check(&pod, std::slice::from_ref(&other), &allocatable, &[], &["net.core.*".to_owned()], Some(&node));
             assert_eq!(result.err().map(|refusal| refusal.reason), expected, "{:?}", pod.spec);
         }
         let full = vec![other.clone(), other.clone(), other];
-        assert_eq!(check(&with(json!({})), &full, &allocatable, &[], None).unwrap_err().reason, "OutOfpods");
+        assert_eq!(check(&with(json!({})), &full, &allocatable, &[], &[], None).unwrap_err().reason, "OutOfpods");
     }
 
     #[test]

@@ -32,6 +32,11 @@ pub fn create(pod: &Pod, config: &Config) {
     }
 }
 
+/// Sets the limits of an existing cgroup anew.
+pub fn update(pod: &Pod, config: &Config) -> Result<(), String> {
+    try_create(pod, config).map_err(|error| format!("update the pod's cgroup: {error}"))
+}
+
 fn directory(config: &Config, parent: &str) -> String {
     format!("{}{parent}", config.runtime_cgroup_root.trim_end_matches('/'))
 }

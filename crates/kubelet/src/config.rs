@@ -36,6 +36,8 @@ pub struct Config {
     pub server: Option<Server>,
     pub max_pods: u32,
     pub pod_pids_limit: Option<i64>,
+    /// Names, or groups ending in `*`, of sysctls that pods may set besides the safe ones.
+    pub allowed_unsafe_sysctls: Vec<String>,
     /// Labels and taints the Node is registered with.
     pub labels: BTreeMap<String, String>,
     pub taints: Vec<Taint>,
@@ -97,6 +99,7 @@ impl Config {
             server: None,
             max_pods: 110,
             pod_pids_limit: None,
+            allowed_unsafe_sysctls: Vec::new(),
             labels: BTreeMap::new(),
             taints: Vec::new(),
             provider_id: None,

@@ -73,6 +73,7 @@ impl Cri {
         runtime.remove_pod_sandbox(v1::RemovePodSandboxRequest) -> v1::RemovePodSandboxResponse, SHORT;
         runtime.create_container(v1::CreateContainerRequest) -> v1::CreateContainerResponse, LONG;
         runtime.start_container(v1::StartContainerRequest) -> v1::StartContainerResponse, LONG;
+        runtime.update_container_resources(v1::UpdateContainerResourcesRequest) -> v1::UpdateContainerResourcesResponse, SHORT;
         runtime.remove_container(v1::RemoveContainerRequest) -> v1::RemoveContainerResponse, SHORT;
         runtime.reopen_container_log(v1::ReopenContainerLogRequest) -> v1::ReopenContainerLogResponse, SHORT;
         runtime.exec(v1::ExecRequest) -> v1::ExecResponse, SHORT;

@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 const LOG_CHECK: Duration = Duration::from_secs(10);
+/// How soon a resize that had no room tries again.
+const RESIZE_RETRY: Duration = Duration::from_secs(3);
 
 /// Feeds runtime events to the pods; after each interruption compares everything once.
 pub async fn events(pods: Arc<Pods>) {
@@ -40,6 +42,14 @@ pub async fn relist(pods: Arc<Pods>) {
     loop {
         tokio::time::sleep(pods.shared().config.relist_interval).await;
         pods.relist().await;
+    }
+}
+
+/// Resizes without room, once other pods have made some.
+pub async fn resizes(pods: Arc<Pods>) {
+    loop {
+        tokio::time::sleep(RESIZE_RETRY).await;
+        pods.retry_resizes().await;
     }
 }
 

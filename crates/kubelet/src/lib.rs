@@ -28,6 +28,7 @@ mod plan;
 mod pod;
 mod pods;
 mod probe;
+mod resize;
 mod resources;
 mod security;
 mod server;
@@ -100,6 +101,7 @@ async fn serve(config: Config, informers: Informers, shutdown: CancellationToken
     let mut tasks = JoinSet::new();
     tasks.spawn(housekeeping::events(pods.clone()));
     tasks.spawn(housekeeping::relist(pods.clone()));
+    tasks.spawn(housekeeping::resizes(pods.clone()));
     tasks.spawn(housekeeping::rotate_logs(pods.clone()));
     tasks.spawn(housekeeping::collect_images(pods.clone()));
     tasks.spawn(manager.run());

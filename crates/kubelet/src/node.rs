@@ -9,7 +9,7 @@ use crate::eviction::Pressure;
 use crate::images;
 use crate::pods::Pods;
 use crate::resources::Quantities;
-use client::ErrorExt as _;
+use client::{ErrorExt as _, EventType};
 use cri::v1;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -251,6 +251,21 @@ async fn status(pods: &Pods, old: &NodeStatus, runtime: &v1::VersionResponse, po
     }
 }
 
+/// Tells of conditions that are not as they were told last, under the names users know from `describe`.
+fn tell(pods: &Pods, status: &NodeStatus, told: &mut BTreeMap<String, String>) {
+    for condition in status.conditions.iter().flatten() {
+        if told.insert(condition.type_.clone(), condition.status.clone()).as_ref() != Some(&condition.status) {
+            let reason = match condition.type_.as_str() {
+                "Ready" if condition.status == "True" => "NodeReady".to_owned(),
+                "Ready" => "NodeNotReady".to_owned(),
+                _ => condition.reason.clone().unwrap_or_default().replace("Kubelet", "Node"),
+            };
+            let message = format!("Node {} status is now: {reason}", pods.shared().config.node_name);
+            pods.shared().node_event(EventType::Normal, &reason, message);
+        }
+    }
+}
+
 /// Whether two statuses differ in anything but heartbeats.
 fn differs(old: &NodeStatus, new: &NodeStatus) -> bool {
     let plain = |status: &NodeStatus| {
@@ -292,7 +307,7 @@ pub async fn run(pods: Arc<Pods>, runtime: v1::VersionResponse, port: u16, node:
     };
     tracing::info!(node = config.node_name, "registered");
     let mut reported = tokio::time::Instant::now();
-    let mut pod_cidr = None;
+    let (mut pod_cidr, mut told) = (None, BTreeMap::new());
     // Right after the start things change quickly: the network waits for its address range.
     let mut pause = Duration::from_millis(200);
     loop {
@@ -300,6 +315,7 @@ pub async fn run(pods: Arc<Pods>, runtime: v1::VersionResponse, port: u16, node:
         node.send_replace(Some(Arc::new(current.clone())));
         let old = current.status.clone().unwrap_or_default();
         let new = status(&pods, &old, &runtime, port).await;
+        tell(&pods, &new, &mut told);
         let ready =
             new.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True");
         if differs(&old, &new) || reported.elapsed() >= config.node_status_report {

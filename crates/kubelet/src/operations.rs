@@ -11,6 +11,7 @@ use crate::images::{ImageError, Progress};
 use crate::objects::PodObjects;
 use crate::plan::{KillReason, MINIMUM_GRACE};
 use crate::pod::{self, Kind, Member};
+use crate::resize::Outdated;
 use crate::security;
 use crate::shared::Shared;
 use crate::state::{Instance, Sandbox};
@@ -19,6 +20,8 @@ use client::EventType::{Normal, Warning};
 use cri::v1;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{LifecycleHandler, Pod};
+use k8s_openapi::api::node::v1::RuntimeClass;
+use kube::Api;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -72,12 +75,22 @@ impl Job {
         volume::set_up(&self.shared.config, &context).await
     }
 
+    /// What the runtime calls the pod's runtime class.
+    async fn runtime_handler(&self) -> Result<String, String> {
+        let Some(name) = pod::spec(&self.pod).runtime_class_name.as_deref().filter(|name| !name.is_empty()) else {
+            return Ok(String::new());
+        };
+        let classes: Api<RuntimeClass> = Api::all(self.shared.client.clone());
+        let class = classes.get(name).await;
+        class.map(|class| class.handler).map_err(|error| format!("failed to get runtime class {name:?}: {error}"))
+    }
+
     pub async fn create_sandbox(self, attempt: u32) -> Result<Sandbox, String> {
         let shared = &self.shared;
         cgroup::create(&self.pod, &shared.config);
         let config = convert::sandbox(&self.pod, &shared.config, attempt, &shared.host_resolv())?;
         std::fs::create_dir_all(&config.log_directory).map_err(|e| format!("create {}: {e}", config.log_directory))?;
-        let runtime_handler = pod::spec(&self.pod).runtime_class_name.clone().unwrap_or_default();
+        let runtime_handler = self.runtime_handler().await?;
         let request = v1::RunPodSandboxRequest { config: Some(config), runtime_handler };
         let id = shared.cri.run_pod_sandbox(request).await.map_err(|error| error.to_string())?.pod_sandbox_id;
         let status = shared.cri.sandbox_status(&id).await.map_err(|error| error.to_string())?;
@@ -152,6 +165,23 @@ impl Job {
             return Err(self.failed("PostStartHookError", error, instance));
         }
         self.instance(&id, &sandbox_id).await.map_err(|error| self.failed("RunContainerError", error.to_string(), None))
+    }
+
+    /// Brings the cgroups up to date and returns the new figures by container id.
+    pub async fn resize(self, outdated: Vec<Outdated>) -> Result<Vec<(String, v1::LinuxContainerResources)>, String> {
+        // No child may have more than its parent at any time: the parent is first when it grows, and last
+        // when it shrinks, so the first attempt may fail.
+        let _ = cgroup::update(&self.pod, &self.shared.config);
+        let mut done = Vec::new();
+        for Outdated { id, name, wanted, .. } in outdated {
+            let linux = Some(wanted.clone());
+            let request = v1::UpdateContainerResourcesRequest { container_id: id.clone(), linux, ..Default::default() };
+            match self.shared.cri.update_container_resources(request).await {
+                Err(error) if !error.is_not_found() => return Err(format!("resize container {name}: {error}")),
+                _ => done.push((id, wanted)),
+            }
+        }
+        cgroup::update(&self.pod, &self.shared.config).map(|()| done)
     }
 
     async fn instance(&self, id: &str, sandbox: &str) -> Result<Instance, CriError> {

@@ -8,6 +8,7 @@
 use crate::backoff::Backoff;
 use crate::pod::{self, Kind, Member};
 use crate::probe::{ProbeKind, Results};
+use crate::resize::Outdated;
 use crate::state::{Instance, RunState, Runtime, Sandbox};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
@@ -23,6 +24,8 @@ pub enum Operation {
     /// Stop of the instance of this id.
     Kill(String),
     StopSandbox(String),
+    /// Bring the cgroups of the pod and its containers up to date.
+    Resize,
     TearDown,
     /// A full look at what the runtime holds: nothing is made meanwhile, or it would seem lost.
     Relist,
@@ -60,6 +63,10 @@ pub struct View<'a> {
     pub retries: &'a BTreeMap<Operation, Timestamp>,
     pub volumes_ready: bool,
     pub stage: &'a Stage,
+    /// Containers whose cgroups lag behind what was granted.
+    pub outdated: &'a [Outdated],
+    /// The pod's own cgroup may lag behind, too.
+    pub resize_due: bool,
     pub now: Timestamp,
 }
 
@@ -69,6 +76,7 @@ pub enum KillReason {
     Liveness,
     Startup,
     Changed,
+    Resize,
     PodEnds,
 }
 
@@ -78,6 +86,7 @@ impl KillReason {
             KillReason::Liveness => format!("Container {container} failed liveness probe, will be restarted"),
             KillReason::Startup => format!("Container {container} failed startup probe, will be restarted"),
             KillReason::Changed => format!("Container {container} definition changed, will be restarted"),
+            KillReason::Resize => format!("Container {container} resize requires restart"),
             KillReason::PodEnds => format!("Stopping container {container}"),
         }
     }
@@ -109,6 +118,7 @@ pub enum Action {
         grace: i64,
         reason: KillReason,
     },
+    Resize,
     WakeAt(Timestamp),
     /// Every container is done for good: begin to end the pod.
     Complete,
@@ -155,6 +165,9 @@ impl<'a> Planner<'a> {
         };
         if !self.view.volumes_ready {
             return;
+        }
+        if self.view.resize_due || self.view.outdated.iter().any(|outdated| !outdated.restart) {
+            self.attempt(Operation::Resize, Action::Resize);
         }
         self.ephemeral();
         let initialized = self.initialize(sandbox);
@@ -284,6 +297,8 @@ impl<'a> Planner<'a> {
             (KillReason::Liveness, member.container.liveness_probe.as_ref())
         } else if failed(ProbeKind::Startup) {
             (KillReason::Startup, member.container.startup_probe.as_ref())
+        } else if self.view.outdated.iter().any(|outdated| outdated.id == instance.id && outdated.restart) {
+            (KillReason::Resize, None)
         } else {
             return;
         };

@@ -4,6 +4,7 @@
 
 use crate::admit;
 use crate::pod;
+use crate::resize::{self, Pending};
 use crate::resources::Quantities;
 use crate::shared::Shared;
 use crate::state::{Instance, POD_UID, Runtime, Sandbox};
@@ -22,6 +23,11 @@ use tokio_util::task::AbortOnDropHandle;
 struct Handle {
     inbox: mpsc::Sender<Message>,
     snapshot: watch::Receiver<Snapshot>,
+    /// As the API has it.
+    wanted: Arc<Pod>,
+    /// With the resources it was granted, which is what its task works on.
+    granted: Arc<Pod>,
+    pending: Option<Pending>,
 }
 
 pub struct Pods {
@@ -41,10 +47,9 @@ impl Pods {
     /// A pod that is bound to this node, or that changed.
     pub async fn put(self: &Arc<Self>, pod: Arc<Pod>, node: Option<&Node>) {
         let uid = pod::uid(&pod).to_owned();
-        let inbox = self.workers.lock().get(&uid).map(|handle| handle.inbox.clone());
-        if let Some(inbox) = inbox {
-            let _ = inbox.send(Message::Pod(pod)).await;
-            return;
+        let known = self.workers.lock().get(&uid).map(|handle| (handle.granted.clone(), handle.pending.clone()));
+        if let Some((granted, before)) = known {
+            return self.update(pod, &granted, before).await;
         }
         if self.rejected.lock().contains(&uid) && !pod::is_terminal(&pod) && pod.metadata.deletion_timestamp.is_none() {
             return;
@@ -55,14 +60,60 @@ impl Pods {
             let others = self.active();
             let allocatable = self.shared.allocatable.read().clone();
             let pressures = self.shared.pressures();
-            if let Err(refusal) = admit::check(&pod, &others, &allocatable, &pressures, node) {
+            let sysctls = &self.shared.config.allowed_unsafe_sysctls;
+            if let Err(refusal) = admit::check(&pod, &others, &allocatable, &pressures, sysctls, node) {
                 return self.reject(pod, &refusal);
             }
         }
         self.start(pod, runtime);
     }
 
-    fn start(self: &Arc<Self>, pod: Arc<Pod>, runtime: Runtime) {
+    /// Hands a changed pod to its task, with as much as it can be granted.
+    async fn update(&self, wanted: Arc<Pod>, granted: &Pod, before: Option<Pending>) {
+        let (granted, pending) = self.grant(&wanted, granted);
+        if let Some(pending) = pending.as_ref().filter(|pending| before.as_ref() != Some(pending)) {
+            let reason = pending.reason;
+            let text = format!("Pod resize {reason}: {}", resize::summary(&wanted, Some(&pending.message)));
+            self.shared.event(&wanted, Warning, &format!("Resize{reason}"), text);
+        }
+        let inbox = self.workers.lock().get_mut(pod::uid(&wanted)).map(|handle| {
+            (handle.wanted, handle.granted, handle.pending) = (wanted, granted.clone(), pending.clone());
+            handle.inbox.clone()
+        });
+        if let Some(inbox) = inbox {
+            let _ = inbox.send(Message::Pod { pod: granted, pending }).await;
+        }
+    }
+
+    fn grant(&self, wanted: &Arc<Pod>, granted: &Pod) -> (Arc<Pod>, Option<Pending>) {
+        if !resize::differ(wanted, granted) {
+            return (wanted.clone(), None);
+        }
+        let mut others = self.active();
+        others.retain(|other| pod::uid(other) != pod::uid(wanted));
+        match resize::decide(wanted, &others, &self.shared.allocatable.read()) {
+            Ok(()) => (wanted.clone(), None),
+            Err(pending) => (Arc::new(resize::restrict(wanted, granted)), Some(pending)),
+        }
+    }
+
+    /// Tries deferred resizes again, the most important pods first.
+    pub async fn retry_resizes(&self) {
+        let mut deferred: Vec<(Arc<Pod>, Arc<Pod>, Option<Pending>)> = {
+            let workers = self.workers.lock();
+            let waiting = workers.values().filter(|handle| handle.pending.as_ref().is_some_and(Pending::is_deferred));
+            waiting.map(|h| (h.wanted.clone(), h.granted.clone(), h.pending.clone())).collect()
+        };
+        deferred.sort_by_key(|(wanted, ..)| std::cmp::Reverse(pod::spec(wanted).priority));
+        for (wanted, granted, pending) in deferred {
+            if self.grant(&wanted, &granted).1 != pending {
+                self.update(wanted, &granted, pending).await;
+            }
+        }
+    }
+
+    fn start(self: &Arc<Self>, wanted: Arc<Pod>, runtime: Runtime) {
+        let (pod, pending) = self.grant(&wanted, &resize::granted_before(&wanted));
         let uid = pod::uid(&pod).to_owned();
         let (sender, receiver) = mpsc::channel(INBOX);
         let initial = Snapshot {
@@ -73,8 +124,11 @@ impl Pods {
             ending: pod::is_terminal(&pod),
         };
         let (snapshot_sender, snapshot) = watch::channel(initial);
-        let worker = Worker::new(self.shared.clone(), pod, runtime, (sender.clone(), receiver), snapshot_sender);
-        self.workers.lock().insert(uid.clone(), Handle { inbox: sender, snapshot });
+        let channel = (sender.clone(), receiver);
+        let granted = pod.clone();
+        let mut worker = Worker::new(self.shared.clone(), pod, runtime, channel, snapshot_sender);
+        worker.pending = pending.clone();
+        self.workers.lock().insert(uid.clone(), Handle { inbox: sender, snapshot, wanted, granted, pending });
         let pods = self.clone();
         tokio::spawn(async move {
             let task = AbortOnDropHandle::new(tokio::spawn(worker.run()));
@@ -193,7 +247,13 @@ impl Pods {
     /// Pods that hold resources.
     fn active(&self) -> Vec<Arc<Pod>> {
         let snapshots = self.snapshots().into_iter();
-        snapshots.filter(|snapshot| !snapshot.finished).map(|snapshot| snapshot.pod).collect()
+        let active: HashSet<String> = snapshots
+            .filter(|snapshot| !snapshot.finished)
+            .map(|snapshot| pod::uid(&snapshot.pod).to_owned())
+            .collect();
+        // What was granted last counts, even if the pod's task has not heard of it yet.
+        let workers = self.workers.lock();
+        active.iter().filter_map(|uid| Some(workers.get(uid)?.granted.clone())).collect()
     }
 
     /// Ends what earlier kubelets left running of pods that are no more, and clears the disk of them.

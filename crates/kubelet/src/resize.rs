@@ -87,8 +87,7 @@ pub fn decide(wanted: &Pod, others: &[Arc<Pod>], allocatable: &Quantities) -> Re
             return Err(Pending { reason: INFEASIBLE, message });
         }
     }
-    admit::fit(wanted, others, allocatable)
-        .map_err(|refusal| Pending { reason: DEFERRED, message: refusal.message })
+    admit::fit(wanted, others, allocatable).map_err(|refusal| Pending { reason: DEFERRED, message: refusal.message })
 }
 
 /// A running container whose cgroup does not have what was granted.
@@ -110,7 +109,8 @@ pub fn outdated(pod: &Pod, runtime: &Runtime, node_memory: i64) -> Vec<Outdated>
         let current = instance.resources.clone()?;
         let wanted = resources::container(pod, &member.container, node_memory);
         let set = |value: i64| Some(value).filter(|&value| value > 0);
-        let cpu = wanted.cpu_shares.max(2) != current.cpu_shares.max(2) || set(wanted.cpu_quota) != set(current.cpu_quota);
+        let cpu =
+            wanted.cpu_shares.max(2) != current.cpu_shares.max(2) || set(wanted.cpu_quota) != set(current.cpu_quota);
         let memory = set(wanted.memory_limit_in_bytes) != set(current.memory_limit_in_bytes);
         let restarts = |name: &str| {
             let mut policies = member.container.resize_policy.iter().flatten();
@@ -222,10 +222,7 @@ mod tests {
         let before = pod("500m", "64Mi");
         let figures = resources::container(&before, &pod::spec(&before).containers[0], 1 << 30);
         let mut runtime = Runtime::default();
-        runtime.observe(Instance {
-            resources: Some(figures),
-            ..Instance::running_for_tests("c", "id")
-        });
+        runtime.observe(Instance { resources: Some(figures), ..Instance::running_for_tests("c", "id") });
         assert_eq!(outdated(&before, &runtime, 1 << 30), []);
         let after = pod("1", "64Mi");
         let found = outdated(&after, &runtime, 1 << 30);

@@ -52,6 +52,18 @@ impl Shared {
         self.recorder.event_about(reference(pod, Some(member.field_path())), kind, reason, message);
     }
 
+    pub fn node_event(&self, kind: EventType, reason: &str, message: impl Into<String>) {
+        let name = &self.config.node_name;
+        // Upstream's kubelet does not know its node's uid either.
+        let node = ObjectReference {
+            kind: Some("Node".to_owned()),
+            name: Some(name.clone()),
+            uid: Some(name.clone()),
+            ..ObjectReference::default()
+        };
+        self.recorder.event_about(node, kind, reason, message);
+    }
+
     pub fn pressures(&self) -> Vec<Pressure> {
         self.pressures.read().clone()
     }

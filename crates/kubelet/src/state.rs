@@ -96,6 +96,19 @@ impl Instance {
     }
 }
 
+#[cfg(test)]
+impl Instance {
+    pub fn running_for_tests(name: &str, id: &str) -> Instance {
+        let status = v1::ContainerStatus {
+            id: id.to_owned(),
+            metadata: Some(v1::ContainerMetadata { name: name.to_owned(), attempt: 0 }),
+            state: v1::ContainerState::ContainerRunning.into(),
+            ..Default::default()
+        };
+        Instance::from_cri(status, "s")
+    }
+}
+
 fn display_image(image: &v1::ImageSpec) -> String {
     if image.user_specified_image.is_empty() { image.image.clone() } else { image.user_specified_image.clone() }
 }

@@ -4,6 +4,7 @@
 
 use crate::pod::{self, Kind, Member};
 use crate::probe::Results;
+use crate::resize::{self, Outdated, Pending};
 use crate::resources;
 use crate::state::{Instance, RunState, Runtime};
 use crate::worker::Verdict;
@@ -27,6 +28,12 @@ pub struct Input<'a> {
     pub hooked: &'a BTreeSet<String>,
     /// Containers whose start is under way.
     pub starting: &'a BTreeSet<&'a str>,
+    /// A resize that was not granted.
+    pub pending: Option<&'a Pending>,
+    /// Containers that do not have yet what was granted.
+    pub outdated: &'a [Outdated],
+    /// A resize is being carried out, and what went wrong with it.
+    pub resizing: Option<&'a str>,
     /// Nothing runs and nothing will: the phase must be a final one.
     pub finished: bool,
     /// Overrides the phase.
@@ -156,7 +163,7 @@ fn container_status(input: &Input<'_>, member: &Member<'_>) -> ContainerStatus {
             }
         }
         // Its start is still being given up: the reason to wait comes with the end of that.
-        Some(instance) if instance.started_at == 0 && input.starting.contains(name) => {
+        Some(instance) if instance.started_at == 0 && waiting.is_none() && input.starting.contains(name) => {
             self::waiting(&(default_reason(input, member).to_owned(), String::new()))
         }
         Some(instance) if instance.state == RunState::Exited => {
@@ -186,8 +193,9 @@ fn container_status(input: &Input<'_>, member: &Member<'_>) -> ContainerStatus {
         (_, Some(instance)) => input.probes.ready(container, &instance.id),
     };
     if running.is_some() {
-        status.resources = container.resources.clone().filter(|r| r.requests.is_some() || r.limits.is_some());
-        status.allocated_resources = status.resources.as_ref().and_then(|resources| resources.requests.clone());
+        status.resources = resize::actual(container, input.outdated.iter().find(|outdated| outdated.name == name));
+        let granted = container.resources.as_ref();
+        status.allocated_resources = granted.and_then(|granted| granted.requests.clone());
     }
     status.state = Some(state);
     status.volume_mounts = mounts(member);
@@ -345,6 +353,13 @@ fn conditions(input: &Input<'_>, phase: &str, statuses: &[(Kind, ContainerStatus
     if let Some(verdict) = input.verdict.filter(|verdict| verdict.disruption) {
         conditions.push(condition("DisruptionTarget", true, "TerminationByKubelet", &verdict.message));
     }
+    if let Some(pending) = input.pending {
+        conditions.push(condition("PodResizePending", true, pending.reason, &pending.message));
+    }
+    if let Some(error) = input.resizing {
+        let reason = if error.is_empty() { "" } else { "Error" };
+        conditions.push(condition("PodResizeInProgress", true, reason, error));
+    }
     let old = |kind: &str| input.last.conditions.iter().flatten().find(|old| old.type_ == kind);
     for condition in &mut conditions {
         condition.observed_generation = input.pod.metadata.generation;
@@ -354,9 +369,13 @@ fn conditions(input: &Input<'_>, phase: &str, statuses: &[(Kind, ContainerStatus
     }
     let ours: Vec<String> = conditions.iter().map(|condition| condition.type_.clone()).collect();
     let api = pod::status(input.pod).conditions.iter().flatten();
-    conditions.extend(api.filter(|other| !ours.contains(&other.type_)).cloned());
+    let passing = |other: &&PodCondition| !ours.contains(&other.type_) && !PASSING.contains(&other.type_.as_str());
+    conditions.extend(api.filter(passing).cloned());
     conditions
 }
+
+/// Conditions of ours that are there only while they hold.
+pub const PASSING: [&str; 2] = ["PodResizePending", "PodResizeInProgress"];
 
 fn condition(kind: &str, value: bool, reason: &str, message: &str) -> PodCondition {
     let text = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());

@@ -4,6 +4,7 @@
 //! last status and never overtakes it.
 
 use crate::pod;
+use crate::status::PASSING;
 use client::{Client, ErrorExt as _};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::Api;
@@ -119,7 +120,8 @@ fn patch(status: &PodStatus, uid: &str, known_ips: &[String]) -> Value {
         }
     }
     if let Some(conditions) = value["conditions"].as_array_mut() {
-        conditions.retain(|condition| OURS.contains(&condition["type"].as_str().unwrap_or_default()));
+        let ours = |kind: &str| OURS.contains(&kind) || PASSING.contains(&kind);
+        conditions.retain(|condition| ours(condition["type"].as_str().unwrap_or_default()));
         for condition in conditions.iter_mut() {
             for field in ["reason", "message"] {
                 if condition.get(field).is_none() {
@@ -127,6 +129,11 @@ fn patch(status: &PodStatus, uid: &str, known_ips: &[String]) -> Value {
                 }
             }
         }
+    }
+    if let Some(conditions) = value["conditions"].as_array_mut() {
+        let gone: Vec<&str> =
+            PASSING.into_iter().filter(|kind| !conditions.iter().any(|condition| condition["type"] == *kind)).collect();
+        conditions.extend(gone.into_iter().map(|kind| json!({"$patch": "delete", "type": kind})));
     }
     // Addresses merge by key: those that are gone must be told apart.
     let current: Vec<&str> = status.pod_ips.iter().flatten().map(|ip| ip.ip.as_str()).collect();
@@ -157,7 +164,8 @@ mod tests {
         let patch = patch(&status, "u", &["10.0.0.1".into(), "10.0.0.2".into()]);
         assert_eq!(patch["metadata"]["uid"], "u");
         let conditions = patch["status"]["conditions"].as_array().unwrap();
-        assert_eq!((conditions.len(), &conditions[0]["type"]), (1, &json!("Ready")));
+        assert_eq!((conditions.len(), &conditions[0]["type"]), (3, &json!("Ready")));
+        assert_eq!(conditions[1], json!({"$patch": "delete", "type": "PodResizePending"}));
         assert_eq!(patch["status"]["podIPs"], json!([{"ip": "10.0.0.2"}, {"$patch": "delete", "ip": "10.0.0.1"}]));
         assert!(patch["status"].as_object().unwrap().contains_key("message"), "cleared fields are sent as null");
     }

@@ -10,6 +10,7 @@ use crate::operations::{self, Job, StartError};
 use crate::plan::{self, Action, Operation, Stage, Track, View};
 use crate::pod::{self, Kind};
 use crate::probe::{self, ProbeKind, Report, Results};
+use crate::resize::{self, Outdated, Pending};
 use crate::shared::Shared;
 use crate::state::{Instance, RunState, Runtime, Sandbox};
 use crate::status;
@@ -32,7 +33,11 @@ pub const INBOX: usize = 1024;
 #[derive(Debug)]
 pub enum Message {
     /// The pod's object changed.
-    Pod(Arc<Pod>),
+    Pod {
+        pod: Arc<Pod>,
+        /// What it wants beyond the resources in `pod`, and cannot have now.
+        pending: Option<Pending>,
+    },
     /// The API has forgotten the pod.
     Gone,
     /// The runtime told of the pod's sandbox and containers.
@@ -88,6 +93,7 @@ enum Done {
     SandboxStopped(Result<(), String>),
     TornDown(Result<(), String>),
     Listed(Result<Runtime, String>),
+    Resized(Result<Vec<(String, cri::v1::LinuxContainerResources)>, String>),
 }
 
 pub struct Worker {
@@ -119,6 +125,12 @@ pub struct Worker {
     relist_wanted: bool,
     gone: bool,
     deleting: bool,
+    pub pending: Option<Pending>,
+    outdated: Vec<Outdated>,
+    /// The pod's own cgroup has to be set anew.
+    resize_due: bool,
+    resize_error: Option<String>,
+    resizing: bool,
 }
 
 impl Worker {
@@ -166,6 +178,11 @@ impl Worker {
             relist_wanted: false,
             gone: false,
             deleting: false,
+            pending: None,
+            outdated: Vec::new(),
+            resize_due: false,
+            resize_error: None,
+            resizing: false,
             shared,
             pod,
         };
@@ -237,7 +254,10 @@ impl Worker {
 
     fn handle(&mut self, message: Message) {
         match message {
-            Message::Pod(pod) => self.pod_changed(pod),
+            Message::Pod { pod, pending } => {
+                self.pending = pending;
+                self.pod_changed(pod);
+            }
             Message::Gone => {
                 self.gone = true;
                 self.terminate(pod::grace_seconds(&self.pod));
@@ -275,7 +295,14 @@ impl Worker {
         let spec_changed = self.pod.spec != pod.spec;
         let meta_changed = self.pod.metadata.labels != pod.metadata.labels
             || self.pod.metadata.annotations != pod.metadata.annotations;
+        let resized = resize::differ(&pod, &self.pod);
         self.pod = pod;
+        if resized && self.stage == Stage::Running {
+            (self.resize_due, self.resize_error) = (true, None);
+            self.retries.remove(&Operation::Resize);
+            let text = format!("Pod resize started: {}", resize::summary(&self.pod, None));
+            self.shared.event(&self.pod, Normal, "ResizeStarted", text);
+        }
         if spec_changed {
             self.objects = self.shared.objects.of(&self.pod);
             self._follower = follow(self.objects.clone(), self.objects_changed.clone());
@@ -374,6 +401,25 @@ impl Worker {
                 self.relist_wanted = true;
                 self.failed(operation);
             }
+            Done::Resized(Ok(figures)) => {
+                for (id, figures) in figures {
+                    if let Some(instance) = self.runtime.instances.iter_mut().find(|instance| instance.id == id) {
+                        instance.resources = Some(figures);
+                    }
+                }
+                (self.resize_due, self.resize_error) = (false, None);
+                self.succeeded(&operation);
+            }
+            Done::Resized(Err(error)) => {
+                // While a container awaits its restart its pod cannot shrink.
+                if self.resize_error.as_ref() != Some(&error) && !self.outdated.iter().any(|outdated| outdated.restart)
+                {
+                    let text = format!("Pod resize error: {}", resize::summary(&self.pod, Some(&error)));
+                    self.shared.event(&self.pod, Warning, "ResizeError", text);
+                    self.resize_error = Some(error);
+                }
+                self.failed(operation);
+            }
             Done::TornDown(Ok(())) => self.stage = Stage::Finished,
             Done::TornDown(Err(error)) => {
                 tracing::warn!(pod = pod::full_name(&self.pod), error, "cannot clean up");
@@ -443,6 +489,7 @@ impl Worker {
     /// Plans and acts until nothing is left to do now; returns when to look again.
     fn step(&mut self) -> Option<Timestamp> {
         let mut wake = earliest(self.check_deadline(), self.relist());
+        self.follow_resize();
         let view = View {
             pod: &self.pod,
             runtime: &self.runtime,
@@ -452,6 +499,8 @@ impl Worker {
             retries: &self.retries,
             volumes_ready: self.volumes_ready,
             stage: &self.stage,
+            outdated: &self.outdated,
+            resize_due: self.resize_due,
             now: Timestamp::now(),
         };
         let actions = plan::plan(&view);
@@ -470,6 +519,20 @@ impl Worker {
         self.adjust_probers();
         self.report();
         wake
+    }
+
+    /// Compares what containers have with what they were granted.
+    fn follow_resize(&mut self) {
+        self.outdated = match self.stage {
+            Stage::Running => resize::outdated(&self.pod, &self.runtime, self.shared.node_memory()),
+            _ => Vec::new(),
+        };
+        self.resize_due &= self.stage == Stage::Running;
+        let was = std::mem::replace(&mut self.resizing, self.resize_due || !self.outdated.is_empty());
+        if was && !self.resizing && self.stage == Stage::Running {
+            let text = format!("Pod resize completed: {}", resize::summary(&self.pod, None));
+            self.shared.event(&self.pod, Normal, "ResizeCompleted", text);
+        }
     }
 
     /// Asks the runtime for everything once nothing else is under way.
@@ -530,6 +593,11 @@ impl Worker {
                 let Some(instance) = self.runtime.by_id(&id).cloned() else { return };
                 let job = self.job();
                 self.spawn(Operation::Kill(id), async move { Done::Killed(job.kill(instance, grace, reason).await) });
+            }
+            Action::Resize => {
+                let job = self.job();
+                let outdated = self.outdated.iter().filter(|outdated| !outdated.restart).cloned().collect();
+                self.spawn(Operation::Resize, async move { Done::Resized(job.resize(outdated).await) });
             }
             Action::TearDown => {
                 let job = self.job();
@@ -689,6 +757,9 @@ impl Worker {
             waiting: &waiting,
             hooked: &self.hooked,
             starting: &starting,
+            pending: self.pending.as_ref(),
+            outdated: &self.outdated,
+            resizing: self.resizing.then(|| self.resize_error.as_deref().unwrap_or_default()),
             finished,
             verdict: self.verdict.as_ref().filter(|_| finished || self.runtime.running().next().is_none()),
             host_ips: &self.shared.config.host_ips(),

@@ -118,6 +118,9 @@ impl Cluster {
         config.pod_logs_dir = self.directory.path().join("logs");
         config.cgroup_mount = self.directory.path().join("no-cgroups");
         config.node_status_interval = Duration::from_millis(200);
+        // However full the disk of the machine that tests.
+        let hard = kubelet::Eviction::HARD_WITHOUT_DISK;
+        config.eviction = kubelet::Eviction::parse(&kubelet::EvictionFlags { hard, ..Default::default() }).unwrap();
         config.manifest_dir = Some(self.directory.path().join("manifests"));
         let serving = self.pki.node_serving("test", &["test".into()], &[LOOPBACK.into()]).unwrap();
         config.server = Some(kubelet::Server {

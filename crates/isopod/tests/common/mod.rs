@@ -1,7 +1,11 @@
-//! What the binary's tests share: a cluster with busybox in it.
+//! What the binary's tests share: a cluster with busybox in it, and pods to run there.
+
+// Each test crate uses its part.
+#![allow(dead_code)]
 
 use std::path::PathBuf;
 
+use serde_json::{Value, json};
 use testkit::Cluster;
 
 pub const ISOPOD: &str = env!("CARGO_BIN_EXE_isopod");
@@ -13,4 +17,42 @@ pub fn cluster() -> (Cluster, PathBuf) {
     let archive = testkit::busybox_archive(cluster.directory.path(), BUSYBOX);
     cluster.up(&[&archive]);
     (cluster, archive)
+}
+
+/// A container of busybox, with `extra` fields.
+pub fn container(name: &str, extra: Value) -> Value {
+    with(json!({"name": name, "image": BUSYBOX, "imagePullPolicy": "IfNotPresent"}), extra)
+}
+
+/// A container that runs a shell script.
+pub fn shell(name: &str, script: &str, extra: Value) -> Value {
+    container(name, with(json!({"command": ["sh", "-c", script]}), extra))
+}
+
+/// A pod that ends as fast as it can, with `extra` fields in its spec.
+pub fn pod(name: &str, extra: Value) -> Value {
+    let spec = with(json!({"terminationGracePeriodSeconds": 0}), extra);
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec})
+}
+
+/// `object` with the fields of `extra` over its own.
+pub fn with(mut object: Value, extra: Value) -> Value {
+    if let (Value::Object(object), Value::Object(extra)) = (&mut object, extra) {
+        object.extend(extra);
+    }
+    object
+}
+
+/// The status of a pod's first container.
+pub fn first_status(pod: &Value) -> &Value {
+    &pod["status"]["containerStatuses"][0]
+}
+
+/// Reason and message of an object's events, in the order in which they first happened.
+pub fn events(cluster: &Cluster, name: &str) -> Vec<(String, String)> {
+    let list = cluster.get(&["events", "--field-selector", &format!("involvedObject.name={name}")]);
+    let mut items = list["items"].as_array().cloned().unwrap_or_default();
+    items.sort_by_key(|event| event["firstTimestamp"].as_str().unwrap_or_default().to_owned());
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    items.iter().map(|event| (text(&event["reason"]), text(&event["message"]))).collect()
 }

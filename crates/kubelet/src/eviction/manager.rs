@@ -13,7 +13,6 @@ use crate::pods::Pods;
 use crate::worker::{Message, Snapshot, Verdict};
 use client::EventType::Warning;
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::ObjectReference;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,7 +67,7 @@ impl Manager {
         }
         let Some(threshold) = first else { return };
         let resource = rank::resource(threshold.signal);
-        self.node_event("EvictionThresholdMet", format!("Attempting to reclaim {resource}"));
+        self.pods.shared().node_event(Warning, "EvictionThresholdMet", format!("Attempting to reclaim {resource}"));
         if Pressure::of(threshold.signal) == Pressure::Disk && self.reclaim(threshold.signal).await {
             return;
         }
@@ -133,17 +132,6 @@ impl Manager {
         self.pods.shared().event(pod, Warning, "Evicted", message.clone());
         let verdict = Verdict { reason: "Evicted".to_owned(), message, disruption };
         self.pods.send(pod::uid(pod), Message::Evict { verdict, grace }).await;
-    }
-
-    fn node_event(&self, reason: &str, message: String) {
-        let name = &self.pods.shared().config.node_name;
-        let node = ObjectReference {
-            kind: Some("Node".to_owned()),
-            name: Some(name.clone()),
-            uid: Some(name.clone()),
-            ..ObjectReference::default()
-        };
-        self.pods.shared().recorder.event_about(node, Warning, reason, message);
     }
 }
 

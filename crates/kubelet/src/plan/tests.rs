@@ -20,6 +20,7 @@ struct Case {
     retries: BTreeMap<Operation, Timestamp>,
     volumes_ready: bool,
     stage: Stage,
+    outdated: Vec<Outdated>,
 }
 
 impl Case {
@@ -43,6 +44,7 @@ impl Case {
             retries: BTreeMap::new(),
             volumes_ready: false,
             stage: Stage::Running,
+            outdated: Vec::new(),
         }
     }
 
@@ -116,6 +118,8 @@ impl Case {
             retries: &self.retries,
             volumes_ready: self.volumes_ready,
             stage: &self.stage,
+            outdated: &self.outdated,
+            resize_due: false,
             now: at(0),
         };
         plan(&view).iter().map(show).collect()
@@ -137,6 +141,7 @@ fn show(action: &Action) -> String {
         Action::BackOff { name, until, .. } => format!("backoff {name} {}", until.as_second() - NOW),
         Action::Kill { id, grace, reason, .. } => format!("kill {id} {grace} {reason:?}"),
         Action::WakeAt(at) => format!("wake {}", at.as_second() - NOW),
+        Action::Resize => "resize".into(),
         Action::Complete => "complete".into(),
         Action::TearDown => "teardown".into(),
     }
@@ -349,4 +354,19 @@ fn sidecars_end_in_reverse_order() {
     case().ending(5).expect(&["kill s2-0 5 PodEnds", "wake 5"]);
     let one_left = Case::new(spec.clone()).running("s1").exited("s2", 0).exited("app", 0);
     one_left.ending(5).expect(&["kill s1-0 5 PodEnds", "wake 5"]);
+}
+
+#[test]
+fn a_resize_changes_or_restarts() {
+    let outdated = |case: &Case, restart| Outdated {
+        id: case.runtime.latest("a").unwrap().id.clone(),
+        name: "a".into(),
+        wanted: Default::default(),
+        current: Default::default(),
+        restart,
+    };
+    let case = |restart| Case::new(one()).running("a").with(|case| case.outdated = vec![outdated(case, restart)]);
+    case(false).expect(&["resize"]);
+    case(false).busy(Operation::Resize).expect(&[]);
+    case(true).expect(&["kill a-0 30 Resize"]);
 }

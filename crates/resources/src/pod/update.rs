@@ -211,6 +211,20 @@ pub fn resize(new: &Pod, old: &Pod, errors: &mut Errors) {
     if qos_class(new_spec) != qos_class(old_spec) {
         errors.invalid(&path, qos_class(new_spec), "Pod QOS Class may not change as a result of resizing");
     }
+    for (at, container) in indexed(Some(&new_spec.containers), &path.child("containers")) {
+        let before = old_spec.containers.iter().find(|before| before.name == container.name);
+        let (new, old) = (container.resources.as_ref(), before.and_then(|before| before.resources.as_ref()));
+        let Some(old) = old else { continue };
+        let at = at.child("resources");
+        for (key, new, old) in [
+            ("limits", new.and_then(|new| new.limits.as_ref()), &old.limits),
+            ("requests", new.and_then(|new| new.requests.as_ref()), &old.requests),
+        ] {
+            if old.iter().flatten().any(|(name, _)| new.is_none_or(|new| !new.contains_key(name))) {
+                errors.forbidden(&at.child(key), format!("resource {key} cannot be removed"));
+            }
+        }
+    }
     let mut fixed = new_spec.clone();
     let pairs = fixed.containers.iter_mut().zip(&old_spec.containers);
     let init = fixed.init_containers.iter_mut().flatten().zip(old_spec.init_containers.iter().flatten());

@@ -1,0 +1,109 @@
+//! Resources of a running pod change in place, or wait for room, or restart their container.
+
+mod common;
+
+use common::{cluster, events, first_status, pod, shell};
+use serde_json::{Value, json};
+use testkit::{Cluster, eventually};
+
+fn resources(cpu: &str, memory: &str) -> Value {
+    json!({"requests": {"cpu": cpu, "memory": memory}, "limits": {"cpu": cpu, "memory": memory}})
+}
+
+fn resize(cluster: &Cluster, cpu: &str, memory: &str) {
+    let patch = json!({"spec": {"containers": [{"name": "main", "resources": resources(cpu, memory)}]}}).to_string();
+    cluster.run(&["patch", "pod", "subject", "--subresource=resize", "-p", &patch]);
+}
+
+/// The container's own figures, as it sees them: CPU time per 100 ms in microseconds, and bytes.
+fn figures(cluster: &Cluster) -> (String, String) {
+    let read = |v1: &str, v2: &str| {
+        let script = format!("cat /sys/fs/cgroup/{v1} 2>/dev/null || cut -d' ' -f1 /sys/fs/cgroup/{v2}");
+        cluster.run(&["exec", "subject", "--", "sh", "-c", &script]).trim().to_owned()
+    };
+    (read("cpu*/cpu.cfs_quota_us", "cpu.max"), read("memory*/memory.limit_in_bytes", "memory.max"))
+}
+
+fn condition<'a>(pod: &'a Value, kind: &str) -> Option<&'a Value> {
+    pod["status"]["conditions"].as_array()?.iter().find(|condition| condition["type"] == kind)
+}
+
+#[test]
+fn a_running_pod_is_resized() {
+    let (cluster, _archive) = cluster();
+    let policy = json!([{"resourceName": "memory", "restartPolicy": "RestartContainer"}]);
+    let extra = json!({"resources": resources("100m", "32Mi"), "resizePolicy": policy});
+    let main = shell("main", "sleep 100000", extra);
+    cluster.apply(&pod("subject", json!({"containers": [main]})).to_string());
+    let before = cluster.wait(&["pod", "subject"], |pod| first_status(pod)["ready"] == true);
+    assert_eq!(figures(&cluster), ("10000".into(), (32 << 20).to_string()));
+    let id = &first_status(&before)["containerID"];
+
+    resize(&cluster, "200m", "32Mi");
+    let done = |pod: &Value, cpu: &str, memory: &str| {
+        let status = first_status(pod);
+        status["resources"] == resources(cpu, memory)
+            && status["allocatedResources"] == resources(cpu, memory)["requests"]
+            && condition(pod, "PodResizeInProgress").is_none()
+            && condition(pod, "PodResizePending").is_none()
+    };
+    let after = cluster.wait(&["pod", "subject"], |pod| done(pod, "200m", "32Mi"));
+    assert_eq!(figures(&cluster).0, "20000");
+    let status = first_status(&after);
+    assert_eq!((&status["containerID"], &status["restartCount"]), (id, &json!(0)), "it ran on");
+    assert_eq!(after["status"]["observedGeneration"], after["metadata"]["generation"]);
+
+    // Smaller again: the container's share shrinks before the pod's.
+    resize(&cluster, "50m", "32Mi");
+    cluster.wait(&["pod", "subject"], |pod| done(pod, "50m", "32Mi"));
+    assert_eq!(figures(&cluster).0, "5000");
+
+    // More than the node has stays a wish, and is told.
+    resize(&cluster, "1000", "32Mi");
+    let pending = cluster.wait(&["pod", "subject"], |pod| condition(pod, "PodResizePending").is_some());
+    let told = condition(&pending, "PodResizePending").unwrap();
+    assert_eq!((&told["status"], &told["reason"]), (&json!("True"), &json!("Infeasible")));
+    let message = told["message"].as_str().unwrap();
+    assert!(message.starts_with("Node didn't have enough capacity: cpu, requested: 1000000, capacity: "), "{message}");
+    assert_eq!(first_status(&pending)["allocatedResources"]["cpu"], "50m");
+    let shown = cluster.run(&["describe", "pod", "subject"]);
+    assert!(shown.contains("PodResizePending"), "{shown}");
+
+    // Memory asks for a restart.
+    resize(&cluster, "50m", "48Mi");
+    let restarted = cluster.wait(&["pod", "subject"], |pod| {
+        done(pod, "50m", "48Mi") && first_status(pod)["restartCount"] == 1 && first_status(pod)["ready"] == true
+    });
+    assert_ne!(&first_status(&restarted)["containerID"], id);
+    assert_eq!(figures(&cluster), ("5000".into(), (48 << 20).to_string()));
+    eventually("events tell of it", || {
+        let reasons: Vec<String> = events(&cluster, "subject").into_iter().map(|(reason, _)| reason).collect();
+        let all = ["ResizeStarted", "ResizeCompleted", "ResizeInfeasible"];
+        let missing = all.iter().find(|wanted| !reasons.iter().any(|reason| reason == *wanted));
+        missing.map_or(Ok(()), |missing| Err(format!("{missing} is not among {reasons:?}")))
+    });
+}
+
+#[test]
+fn a_resize_without_room_waits_for_it() {
+    let (cluster, _archive) = cluster();
+    let node = cluster.get(&["nodes"]);
+    let cpus: u64 = node["items"][0]["status"]["allocatable"]["cpu"].as_str().unwrap().parse().unwrap();
+    let big = format!("{}m", cpus * 1000 - 300);
+    for (name, cpu) in [("other", big.as_str()), ("subject", "100m")] {
+        let main = shell("main", "sleep 100000", json!({"resources": resources(cpu, "32Mi")}));
+        cluster.apply(&pod(name, json!({"containers": [main]})).to_string());
+        cluster.wait(&["pod", name], |pod| first_status(pod)["ready"] == true);
+    }
+    resize(&cluster, "500m", "32Mi");
+    let reason = |pod: &Value| condition(pod, "PodResizePending").map(|told| told["reason"].clone());
+    cluster.wait(&["pod", "subject"], |pod| reason(pod) == Some(json!("Deferred")));
+    assert_eq!(figures(&cluster).0, "10000");
+    cluster.run(&["delete", "pod", "other"]);
+    let resized = cluster.wait(&["pod", "subject"], |pod| reason(pod).is_none());
+    assert_eq!(first_status(&resized)["allocatedResources"]["cpu"], "500m");
+    eventually("the cgroup follows", || {
+        let quota = figures(&cluster).0;
+        if quota == "50000" { Ok(()) } else { Err(quota) }
+    });
+}
