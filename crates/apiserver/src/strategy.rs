@@ -59,6 +59,27 @@ pub fn match_namespace(facts: &Facts, object: &mut Value, namespace: &str) -> Re
     Ok(())
 }
 
+/// Leaves each owner once; the warning for whoever named one again.
+pub fn distinct_owners(object: &mut Value) -> Option<String> {
+    let owners = meta::metadata_mut(object).get_mut("ownerReferences").and_then(Value::as_array_mut)?;
+    let (mut seen, mut again) = (Vec::new(), Vec::new());
+    owners.retain(|owner| {
+        let known = seen.contains(owner);
+        match known {
+            true => again.push(owner["uid"].as_str().unwrap_or_default().to_owned()),
+            false => seen.push(owner.clone()),
+        }
+        !known
+    });
+    (!again.is_empty()).then(|| {
+        format!(
+            ".metadata.ownerReferences contains duplicate entries; API server dedups owner references in 1.20+, and may \
+             reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {}",
+            again.join(", ")
+        )
+    })
+}
+
 /// The preconditions that the new object itself states: its resourceVersion and UID.
 pub fn match_current(facts: &Facts, new: &Value, old: &Value) -> Result<()> {
     let name = meta::name(old);

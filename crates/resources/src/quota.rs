@@ -106,7 +106,7 @@ pub fn missing_constraints(pod: &Value, hard: &Amounts) -> String {
             Some((list @ ("requests" | "limits"), resource)) => (list, resource),
             _ => ("requests", key.as_str()),
         };
-        if !["cpu", "memory", "ephemeral-storage"].contains(&resource) {
+        if !["cpu", "memory"].contains(&resource) {
             continue;
         }
         let lists = ["containers", "initContainers"].iter().flat_map(|list| items(&pod["spec"][*list]));

@@ -56,14 +56,6 @@ impl Certificates {
 
 #[async_trait]
 impl Admission for Certificates {
-    fn name(&self) -> &'static str {
-        "CertificateSigningRequests"
-    }
-
-    fn handles(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::Create | Operation::Update)
-    }
-
     async fn admit(&self, request: &mut AdmissionRequest<'_>) -> Result<()> {
         if request.operation != Operation::Create || !request.is(GROUP, PLURAL, "") {
             return Ok(());

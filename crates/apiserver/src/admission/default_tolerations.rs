@@ -5,7 +5,7 @@ use machinery::status::Result;
 use serde_json::{Value, json};
 
 use super::pod::{items, list_mut, text};
-use super::{Admission, AdmissionRequest, Operation};
+use super::{Admission, AdmissionRequest};
 
 const TAINTS: &[&str] = &["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"];
 const SECONDS: i64 = 300;
@@ -14,14 +14,6 @@ pub struct DefaultTolerationSeconds;
 
 #[async_trait]
 impl Admission for DefaultTolerationSeconds {
-    fn name(&self) -> &'static str {
-        "DefaultTolerationSeconds"
-    }
-
-    fn handles(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::Create | Operation::Update)
-    }
-
     async fn admit(&self, request: &mut AdmissionRequest<'_>) -> Result<()> {
         if !request.is_pod() {
             return Ok(());

@@ -183,14 +183,6 @@ fn check_claim(claim: &Value, limits: &[Limit]) -> Vec<String> {
 
 #[async_trait]
 impl Admission for LimitRanger {
-    fn name(&self) -> &'static str {
-        "LimitRanger"
-    }
-
-    fn handles(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::Create | Operation::Update)
-    }
-
     async fn admit(&self, request: &mut AdmissionRequest<'_>) -> Result<()> {
         if !request.is_pod() {
             return Ok(());

@@ -104,12 +104,12 @@ impl AdmissionRequest<'_> {
     }
 }
 
+/// Plugins bear the names that users know from `--enable-admission-plugins`.
 #[async_trait]
 pub trait Admission: Send + Sync {
-    /// As users know it from `--enable-admission-plugins`.
-    fn name(&self) -> &'static str;
-
-    fn handles(&self, operation: Operation) -> bool;
+    fn handles(&self, operation: Operation) -> bool {
+        matches!(operation, Operation::Create | Operation::Update)
+    }
 
     /// May change `request.object`.
     async fn admit(&self, _request: &mut AdmissionRequest<'_>) -> Result<()> {

@@ -37,10 +37,6 @@ impl NamespaceLifecycle {
 
 #[async_trait]
 impl Admission for NamespaceLifecycle {
-    fn name(&self) -> &'static str {
-        "NamespaceLifecycle"
-    }
-
     fn handles(&self, operation: Operation) -> bool {
         operation != Operation::Connect
     }

@@ -235,10 +235,6 @@ fn forbidden_labels(modified: &BTreeSet<String>) -> Vec<&str> {
 
 #[async_trait]
 impl Admission for NodeRestriction {
-    fn name(&self) -> &'static str {
-        "NodeRestriction"
-    }
-
     fn handles(&self, operation: Operation) -> bool {
         operation != Operation::Connect
     }

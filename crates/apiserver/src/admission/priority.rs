@@ -82,14 +82,6 @@ impl Priority {
 
 #[async_trait]
 impl Admission for Priority {
-    fn name(&self) -> &'static str {
-        "Priority"
-    }
-
-    fn handles(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::Create | Operation::Update)
-    }
-
     async fn admit(&self, request: &mut AdmissionRequest<'_>) -> Result<()> {
         if !request.is_pod() {
             return Ok(());

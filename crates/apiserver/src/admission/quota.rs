@@ -127,14 +127,6 @@ fn evaluate(request: &AdmissionRequest<'_>, quota: &Quota, object: &Value, delta
 
 #[async_trait]
 impl Admission for ResourceQuota {
-    fn name(&self) -> &'static str {
-        "ResourceQuota"
-    }
-
-    fn handles(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::Create | Operation::Update)
-    }
-
     async fn validate(&self, request: &AdmissionRequest<'_>) -> Result<()> {
         let Some(object) = request.object.as_ref().filter(|_| !request.namespace.is_empty()) else { return Ok(()) };
         if !(request.subresource.is_empty() || request.is("", "pods", "resize")) {

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::pod::text;
-use super::{Admission, AdmissionRequest, Operation};
+use super::{Admission, AdmissionRequest};
 use crate::authz::{Attributes, Authorizer, RoleRef, Rule, Union};
 use crate::identity::MASTERS;
 
@@ -81,14 +81,6 @@ fn full_authority() -> [Rule; 2] {
 
 #[async_trait]
 impl Admission for RbacEscalation {
-    fn name(&self) -> &'static str {
-        "RBACEscalation"
-    }
-
-    fn handles(&self, operation: Operation) -> bool {
-        matches!(operation, Operation::Create | Operation::Update)
-    }
-
     async fn validate(&self, request: &AdmissionRequest<'_>) -> Result<()> {
         if request.resource.group != GROUP || request.user.in_group(MASTERS) {
             return Ok(());

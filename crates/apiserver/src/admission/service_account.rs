@@ -52,10 +52,6 @@ impl ServiceAccount {
 
 #[async_trait]
 impl Admission for ServiceAccount {
-    fn name(&self) -> &'static str {
-        "ServiceAccount"
-    }
-
     fn handles(&self, operation: Operation) -> bool {
         operation == Operation::Create
     }

@@ -13,10 +13,6 @@ pub struct TaintNodesByCondition;
 
 #[async_trait]
 impl Admission for TaintNodesByCondition {
-    fn name(&self) -> &'static str {
-        "TaintNodesByCondition"
-    }
-
     fn handles(&self, operation: Operation) -> bool {
         operation == Operation::Create
     }

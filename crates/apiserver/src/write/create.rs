@@ -23,6 +23,7 @@ impl Writer {
     pub async fn create(&self, write: &Write<'_>, mut object: Value) -> Result<Written> {
         let name = (!write.name.is_empty()).then_some(write.name);
         strategy::match_request(write.facts(), &mut object, write.namespace, name)?;
+        write.warn(strategy::distinct_owners(&mut object));
         if !meta::resource_version(&object).is_empty() {
             return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
         }

@@ -64,6 +64,7 @@ impl Writer {
         let old = load(resource, current);
         let mut new = source(Some(&old))?;
         strategy::match_request(write.facts(), &mut new, write.namespace, Some(write.name))?;
+        write.warn(strategy::distinct_owners(&mut new));
         strategy::match_current(write.facts(), &new, &old)?;
         write.track(Some(&old), &mut new);
 

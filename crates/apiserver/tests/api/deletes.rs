@@ -47,7 +47,8 @@ async fn preconditions_must_hold() {
     let uri = format!("{MAPS}/a");
     let options = |preconditions: Value| json!({"preconditions": preconditions});
     let message = format!(
-        "Operation cannot be fulfilled on configmaps \"a\": Precondition failed: UID in precondition: x, UID in object meta: {uid}"
+        "Operation cannot be fulfilled on ConfigMap \"a\": the UID in the precondition (x) does not match the UID in record ({uid}). \
+         The object might have been deleted and then recreated"
     );
     cluster.call("DELETE", &uri, &options(json!({"uid": "x"}))).await.fails(409, "Conflict", &message);
     cluster.call("DELETE", &uri, &options(json!({"resourceVersion": "1"}))).await.expect(409);

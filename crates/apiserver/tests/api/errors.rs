@@ -11,8 +11,16 @@ async fn failures_are_statuses() {
     cluster.get("/api/v1/pods/p").await.fails(404, "NotFound", missing);
     cluster.get("/api/v1/namespaces/default/nodes").await.fails(404, "NotFound", missing);
     cluster.get(&format!("{MAPS}/a/status")).await.fails(404, "NotFound", missing);
-    cluster.call("POST", "/api/v1/configmaps", &config_map("a")).await.expect(405);
-    cluster.call("PUT", MAPS, &config_map("a")).await.expect(405);
+    let method = "the server does not allow this method on the requested resource";
+    cluster.call("POST", "/api/v1/configmaps", &config_map("a")).await.fails(405, "MethodNotAllowed", method);
+    cluster.call("PUT", MAPS, &config_map("a")).await.fails(405, "MethodNotAllowed", method);
+    let none = r#"pods "none" not found"#;
+    cluster.call("OPTIONS", &format!("{PODS}/none/proxy/"), &Value::Null).await.fails(404, "NotFound", none);
+    let review = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
+        "spec": {"resourceAttributes": {"verb": "list", "resource": "pods"}}});
+    let table = [("content-type", "application/json"), ("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
+    let uri = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    Answer::of(cluster.send("POST", uri, &table, review.to_string()).await).await.expect(406);
     let big =
         json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}, "data": {"a": "x".repeat(4 << 20)}});
     cluster.call("POST", MAPS, &big).await.fails(

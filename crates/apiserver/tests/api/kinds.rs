@@ -56,11 +56,30 @@ async fn a_signing_request_is_approved_apart_from_being_signed() {
     let mut made = cluster.create(url, request).await;
     assert_eq!(made["spec"]["username"], "test", "the server knows who asked");
     made["status"] = json!({"conditions": [{"type": "Approved", "status": "True"}]});
-    let signed = cluster.call("PUT", &format!("{url}/r/status"), &made).await.expect(200);
-    assert_eq!(signed["status"]["conditions"], Value::Null, "who signs does not approve");
-    made["metadata"]["resourceVersion"] = signed["metadata"]["resourceVersion"].clone();
-    let approved = cluster.call("PUT", &format!("{url}/r/approval"), &made).await.expect(200);
-    assert_eq!(approved["status"]["conditions"][0]["type"], "Approved");
+    let message = |what: &str| {
+        let why = format!(r#"updates may not {what} a condition of type "Approved""#);
+        format!(r#"CertificateSigningRequest.certificates.k8s.io "r" is invalid: status.conditions: Forbidden: {why}"#)
+    };
+    let (status, approval) = (format!("{url}/r/status"), format!("{url}/r/approval"));
+    cluster.call("PUT", &status, &made).await.fails(422, "Invalid", &message("add"));
+    let note = json!({"metadata": {"annotations": {"a": "b"}}, "status": {"conditions": [{"type": "Note", "status": "True"}]}});
+    let mut noted = cluster.call("PATCH", &approval, &note).await.expect(200);
+    assert_eq!(
+        (&noted["status"]["conditions"][0]["type"], &noted["metadata"]["annotations"]["a"]),
+        (&json!("Note"), &json!("b"))
+    );
+    let verdict = json!({"type": "Approved", "status": "True", "message": "yes"});
+    noted["status"]["conditions"].as_array_mut().unwrap().push(verdict);
+    let mut approved = cluster.call("PUT", &approval, &noted).await.expect(200);
+    assert_eq!(approved["status"]["conditions"][1]["message"], "yes");
+    approved["status"]["conditions"][1]["message"] = "no".into();
+    let kept = cluster.call("PUT", &status, &approved).await.expect(200);
+    assert_eq!(kept["status"]["conditions"][1]["message"], "yes", "who signs does not approve");
+    cluster.call("PATCH", &approval, &json!({"status": {"conditions": []}})).await.fails(
+        422,
+        "Invalid",
+        &message("remove"),
+    );
 }
 
 #[tokio::test]

@@ -67,7 +67,7 @@ async fn selectors_select() {
     for (query, want) in cases {
         assert_eq!(names(&cluster.get(&format!("{MAPS}?{query}")).await.expect(200)), want, "{query}");
     }
-    let message = "field label not supported: spec.x";
+    let message = r#""spec.x" is not a known field selector: only "metadata.name", "metadata.namespace""#;
     cluster.get(&format!("{MAPS}?fieldSelector=spec.x%3D1")).await.fails(400, "BadRequest", message);
     cluster.get(&format!("{MAPS}?labelSelector=a+b")).await.expect(400);
 

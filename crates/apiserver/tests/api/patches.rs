@@ -39,7 +39,7 @@ async fn patches_are_checked() {
     patch(&cluster, &uri, "xml", json!({})).await.expect(415);
     let stale = json!({"metadata": {"resourceVersion": "1"}, "data": {"x": "y"}});
     patch(&cluster, &uri, "merge-patch+json", stale).await.expect(409);
-    patch(&cluster, &uri, "merge-patch+json", json!({"data": {"x": 1}})).await.expect(400);
+    patch(&cluster, &uri, "merge-patch+json", json!({"data": {"x": 1}})).await.expect(422);
     patch(&cluster, &uri, "merge-patch+json", json!({"metadata": {"name": "b"}})).await.expect(400);
     patch(&cluster, &format!("{MAPS}/none"), "merge-patch+json", json!({})).await.fails(
         404,

@@ -26,7 +26,7 @@ async fn bodies_that_are_no_objects() {
         (
             r#"{"kind": "ConfigMap", "apiVersion": v1}"#,
             format!(
-                r#"{unrecognized}{headless}invalid character 'v' looking for beginning of value ({{"kind": "ConfigMap", "apiVer ...)"#
+                r#"{unrecognized}{headless}invalid character 'v' looking for beginning of value ({{"kind": "ConfigMap", "apiVers ...)"#
             ),
         ),
         (
@@ -177,7 +177,7 @@ async fn patches_that_do_not_fit() {
 #[tokio::test]
 async fn names_and_options_that_do_not_fit() {
     let cluster = Cluster::start().await;
-    let made = cluster.create(MAPS, config_map("a")).await;
+    cluster.create(MAPS, config_map("a")).await;
     let uri = format!("{MAPS}/a");
     let mut nameless = config_map("");
     nameless["metadata"] = json!({});
@@ -195,13 +195,6 @@ async fn names_and_options_that_do_not_fit() {
         "Invalid",
         r#"leases.coordination.k8s.io "l" is invalid: metadata.resourceVersion: Invalid value: 0: must be specified for an update"#,
     );
-    let wrong = json!({"preconditions": {"uid": "x"}});
-    let message = format!(
-        "Operation cannot be fulfilled on ConfigMap \"a\": the UID in the precondition (x) does not match the UID in record ({}). \
-         The object might have been deleted and then recreated",
-        text(&made["metadata"]["uid"])
-    );
-    cluster.call("DELETE", &uri, &wrong).await.fails(409, "Conflict", &message);
     let options = |kind: &str, why: &str| format!(r#"{kind}.meta.k8s.io "" is invalid: {why}"#);
     let cases = [
         (
@@ -337,6 +330,13 @@ async fn warnings_are_told() {
     // Only what changes the desired state is looked at again.
     deployment["metadata"]["labels"] = json!({"x": "y"});
     assert!(cluster.call("PUT", &format!("{deployments}/d"), &deployment).await.warnings().is_empty());
+
+    let owner = json!({"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "u"});
+    let mut owned = config_map("owned");
+    owned["metadata"]["ownerReferences"] = json!([owner, owner]);
+    let answer = cluster.call("POST", MAPS, &owned).await;
+    assert!(answer.warnings()[0].ends_with("duplicate UID(s) observed: u\""), "{:?}", answer.warnings());
+    assert_eq!(answer.expect(201)["metadata"]["ownerReferences"], json!([owner]));
 
     let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}, "spec": {"ports": [{"port": 80}],
         "externalIPs": ["2001:DB8::1"], "trafficDistribution": "PreferClose"}});

@@ -45,7 +45,8 @@ async fn updates_are_guarded() {
     other["metadata"]["uid"] = "b".into();
     let uid = text(&first["metadata"]["uid"]);
     let message = format!(
-        "Operation cannot be fulfilled on configmaps \"a\": Precondition failed: UID in precondition: b, UID in object meta: {uid}"
+        "Operation cannot be fulfilled on configmaps \"a\": StorageError: invalid object, Code: 4, Key: /registry/configmaps/default/a, \
+         ResourceVersion: 0, AdditionalErrorMsg: Precondition failed: UID in precondition: b, UID in object meta: {uid}"
     );
     cluster.call("PUT", &uri, &other).await.fails(409, "Conflict", &message);
     let message = "the name of the object (b) does not match the name on the URL (a)";
@@ -146,6 +147,10 @@ async fn unknown_fields_are_told() {
     let message =
         r#"ConfigMap in version "v1" cannot be handled as a ConfigMap: strict decoding error: unknown field "spec""#;
     cluster.call("POST", &strict, &object).await.fails(400, "BadRequest", message);
+    let both = r#"{"kind":"ConfigMap","apiVersion":"v1","unknown":1,"data":{"a":"1","a":"2"},"metadata":{"name":"b"}}"#;
+    let answer = Answer::of(cluster.send("POST", &strict, &[], both).await).await;
+    let message = r#"ConfigMap in version "v1" cannot be handled as a ConfigMap: strict decoding error: unknown field "unknown", duplicate field "data.a""#;
+    answer.fails(400, "BadRequest", message);
     let ignored = cluster.call("PUT", &format!("{MAPS}/a?fieldValidation=Ignore"), &object).await;
     assert!(ignored.warnings().is_empty());
     ignored.expect(200);

@@ -85,13 +85,19 @@ impl Kind for CertificateSigningRequest {
     }
 
     fn prepare_status_update(new: &mut Value, old: &Value) {
-        merge_conditions(new, old, false);
+        preserve_verdicts(new, old);
         stamp(new, old);
     }
 
     fn prepare_subresource_update(_subresource: &str, new: &mut Value, old: &Value) {
         keep(new, old, "spec");
-        merge_conditions(new, old, true);
+        let conditions = new["status"]["conditions"].take();
+        keep(new, old, "status");
+        let status = new.make("status");
+        match conditions.is_null() {
+            true => drop(Defaulting::remove(status, "conditions")),
+            false => status["conditions"] = conditions,
+        }
         stamp(new, old);
     }
 
@@ -129,12 +135,23 @@ impl Kind for CertificateSigningRequest {
         conditions(new, errors);
     }
 
+    fn validate_subresource_update(
+        _subresource: &str,
+        new: &api::CertificateSigningRequest,
+        old: &api::CertificateSigningRequest,
+        errors: &mut Errors,
+    ) {
+        conditions(new, errors);
+        verdicts(new, old, true, errors);
+    }
+
     fn validate_status_update(
         new: &api::CertificateSigningRequest,
         old: &api::CertificateSigningRequest,
         errors: &mut Errors,
     ) {
         conditions(new, errors);
+        verdicts(new, old, false, errors);
         let certificate = |request: &api::CertificateSigningRequest| {
             request.status.as_ref().and_then(|status| status.certificate.clone()).filter(|found| !found.0.is_empty())
         };
@@ -142,7 +159,7 @@ impl Kind for CertificateSigningRequest {
         let at = Path::new("status").child("certificate");
         match (&issued, &before) {
             (issued, Some(before)) if issued.as_ref() != Some(before) => {
-                errors.forbidden(&at, "updates may not remove or change an issued certificate");
+                errors.forbidden(&at, "updates may not modify existing certificate content");
             }
             (Some(issued), None) if blocks(&issued.0, "CERTIFICATE").is_none() => {
                 errors.invalid(
@@ -187,22 +204,44 @@ fn shown(request: &api::CertificateSigningRequest) -> String {
     shown
 }
 
-/// Approvers write the verdict and nothing else; everybody else writes anything but the verdict.
-fn merge_conditions(new: &mut Value, old: &Value, approving: bool) {
-    let part = |object: &Value, verdicts: bool| -> Vec<Value> {
+/// The verdicts as they were, word for word; one that came or went is left for validation to refuse.
+fn preserve_verdicts(new: &mut Value, old: &Value) {
+    let of = |object: &Value, verdict: &str| -> Vec<Value> {
         let conditions = object["status"]["conditions"].as_array().into_iter().flatten();
-        conditions.filter(|condition| VERDICTS.contains(&condition.text("type")) == verdicts).cloned().collect()
+        conditions.filter(|condition| condition["type"] == verdict).cloned().collect()
     };
-    let (verdicts, others) =
-        if approving { (part(new, true), part(old, false)) } else { (part(old, true), part(new, false)) };
-    let conditions = [verdicts, others].concat();
-    if approving {
-        keep(new, old, "status");
+    for verdict in VERDICTS {
+        let before = of(old, verdict);
+        if before.len() == of(new, verdict).len() {
+            let mut before = before.into_iter();
+            new.make("status").each("conditions", |condition| {
+                if condition["type"] == *verdict {
+                    *condition = before.next().unwrap_or_default();
+                }
+            });
+        }
     }
-    let status = new.make("status");
-    match conditions.is_empty() {
-        true => drop(Defaulting::remove(status, "conditions")),
-        false => status["conditions"] = conditions.into(),
+}
+
+/// What no update may do to conditions, and what only an approval may.
+fn verdicts(
+    new: &api::CertificateSigningRequest,
+    old: &api::CertificateSigningRequest,
+    approving: bool,
+    errors: &mut Errors,
+) {
+    let path = Path::new("status").child("conditions");
+    let count = |request: &api::CertificateSigningRequest, type_: &str| {
+        let conditions = request.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        conditions.filter(|condition| condition.type_ == type_).count()
+    };
+    for type_ in ["Approved", "Denied", "Failed"] {
+        let (now, before) = (count(new, type_), count(old, type_));
+        if now < before {
+            errors.forbidden(&path, format!("updates may not remove a condition of type {type_:?}"));
+        } else if now > before && !approving && VERDICTS.contains(&type_) {
+            errors.forbidden(&path, format!("updates may not add a condition of type {type_:?}"));
+        }
     }
 }
 

@@ -413,7 +413,7 @@ fn each_writer_of_a_signing_request_has_its_part() {
     approved["status"] = json!({"conditions": [condition("Approved"), condition("Failed")], "certificate": "AA=="});
     approved["spec"]["username"] = json!("somebody else");
     csr.prepare_subresource_update("approval", &mut approved, &old);
-    assert_eq!(types(&approved), ["Approved"], "an approver approves, and nothing else");
+    assert_eq!(types(&approved), ["Approved", "Failed"], "conditions are the approver's");
     assert_eq!((&approved["status"]["certificate"], &approved["spec"]), (&Value::Null, &old["spec"]));
     assert!(approved["status"]["conditions"][0]["lastUpdateTime"].is_string());
     assert_eq!(csr.validate_subresource_update("approval", &approved, &old), []);
@@ -427,7 +427,13 @@ fn each_writer_of_a_signing_request_has_its_part() {
     let mut failed = approved.clone();
     failed["status"]["conditions"] = json!([condition("Denied"), condition("Failed")]);
     csr.prepare_status_update(&mut failed, &approved);
-    assert_eq!(types(&failed), ["Approved", "Failed"], "a signer does not approve");
+    let errors = crate::messages(csr.validate_status_update(&failed, &approved));
+    let forbidden = |what: &str| format!("status.conditions: Forbidden: updates may not {what}");
+    assert!(errors.contains(&forbidden(r#"remove a condition of type "Approved""#)), "{errors:?}");
+    assert!(
+        errors.contains(&forbidden(r#"add a condition of type "Denied""#)),
+        "a signer does not approve: {errors:?}"
+    );
 
     let mut plain = approved.clone();
     plain["spec"]["request"] = json!("");
