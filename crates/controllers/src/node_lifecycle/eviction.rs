@@ -1,6 +1,7 @@
 //! Evicts pods from nodes with NoExecute taints that they do not tolerate, or no longer do: a toleration with
 //! tolerationSeconds holds that long from when the taint was added.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -9,6 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
+use parking_lot::Mutex;
 use serde_json::json;
 
 use crate::common::{now, pods};
@@ -19,6 +21,8 @@ pub struct TaintEviction {
     events: EventRecorder,
     nodes: Store<Node>,
     pods: Store<Pod>,
+    /// Keys of pods that will be evicted if nothing changes.
+    waiting: Mutex<HashSet<String>>,
 }
 
 impl Controller for TaintEviction {
@@ -45,16 +49,32 @@ impl Controller for TaintEviction {
             let pods = bound.by_index("node", node.metadata.name.as_deref().unwrap_or_default());
             pods.iter().for_each(|pod| queue.add(key_of(&pod.metadata)));
         });
-        Self { client: context.client.clone(), events: context.events.clone(), nodes, pods: pods.store() }
+        Self {
+            client: context.client.clone(),
+            events: context.events.clone(),
+            nodes,
+            pods: pods.store(),
+            waiting: Mutex::default(),
+        }
     }
 
     async fn reconcile(&self, key: &str) -> anyhow::Result<Requeue> {
+        let waited = self.waiting.lock().remove(key);
         let Some(pod) = self.pods.get(key).filter(|pod| pods::is_active(pod)) else { return Ok(Requeue::Never) };
         let Some(node) = self.nodes.get(pods::node_name(&pod)) else { return Ok(Requeue::Never) };
         let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.clone()).unwrap_or_default();
         match evict_in(&no_execute(&node), &tolerations, Timestamp::now()) {
-            None => Ok(Requeue::Never),
-            Some(wait) if !wait.is_zero() => Ok(Requeue::After(wait)),
+            None => {
+                if waited {
+                    let text = format!("Cancelling deletion of Pod {key}");
+                    self.events.event(pod.as_ref(), EventType::Normal, "TaintManagerEviction", text);
+                }
+                Ok(Requeue::Never)
+            }
+            Some(wait) if !wait.is_zero() => {
+                self.waiting.lock().insert(key.to_owned());
+                Ok(Requeue::After(wait))
+            }
             Some(_) => self.evict(&pod).await,
         }
     }

@@ -1,9 +1,11 @@
 //! Watches over nodes: one whose kubelet has been silent too long becomes Unknown, its pods not ready, and every node is
-//! tainted as its conditions say. Evicting the pods is the taint eviction's work.
+//! tainted as its conditions say. Evicting the pods is the taint eviction's work; how fast nodes may be given up to it,
+//! [`zones`] says.
 //!
 //! Nothing polls: each node is looked at again when its lease would run out.
 
 pub mod eviction;
+mod zones;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,6 +23,7 @@ use tokio::time::Instant;
 
 use crate::common::{now, pods};
 use crate::framework::{Context, Controller, Requeue};
+use zones::Zones;
 
 pub const NOT_READY: &str = "node.kubernetes.io/not-ready";
 pub const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
@@ -42,6 +45,7 @@ pub struct NodeLifecycle {
     pods: Store<Pod>,
     grace: Duration,
     signs: Arc<Signs>,
+    zones: Arc<Mutex<Zones>>,
 }
 
 /// When each node last gave a sign of life, by our own clock: the nodes' clocks may differ from it.
@@ -51,6 +55,11 @@ struct Signs(Mutex<HashMap<String, Instant>>);
 impl Signs {
     fn note(&self, node: &ObjectMeta) {
         self.0.lock().insert(node.name.clone().unwrap_or_default(), Instant::now());
+    }
+
+    /// Begins anew for all: whoever was cut off has not heard what they may have said.
+    fn forgive(&self) {
+        self.0.lock().values_mut().for_each(|sign| *sign = Instant::now());
     }
 
     /// How long a node has been silent; one not yet heard of begins now.
@@ -74,13 +83,25 @@ impl Controller for NodeLifecycle {
                 by_lease.note(&lease.metadata);
             }
         });
+        let (zones, known) = (Arc::<Mutex<Zones>>::default(), context.informer::<Node>().store());
+        let (counted, forgiven) = (zones.clone(), signs.clone());
         let nodes = context.on::<Node>(move |event, queue| {
             let heartbeat = |node: &Node| condition(node, "Ready").and_then(|ready| ready.last_heartbeat_time.clone());
             let node = event.object();
             if event.old().is_none_or(|old| heartbeat(old) != heartbeat(node)) {
                 by_status.note(&node.metadata);
             }
-            queue.add(node.metadata.name.clone().unwrap_or_default());
+            let name = node.metadata.name.clone().unwrap_or_default();
+            let mut zones = counted.lock();
+            count_first(&mut zones, &known);
+            let was_cut_off = zones.is_cut_off();
+            if count(&mut zones, &name, known.get(&name).as_deref()) {
+                zones.ill().for_each(|node| queue.add(node.clone()));
+            }
+            if was_cut_off && !zones.is_cut_off() {
+                forgiven.forgive();
+            }
+            queue.add(name);
         });
         let pods = context.informer::<Pod>();
         pods.add_index("node", |pod| vec![pods::node_name(pod).to_owned()]);
@@ -91,6 +112,7 @@ impl Controller for NodeLifecycle {
             pods: pods.store(),
             grace: context.config.node_monitor_grace,
             signs,
+            zones,
         }
     }
 
@@ -111,17 +133,43 @@ impl Controller for NodeLifecycle {
         if ready_status(&node) != "True" {
             self.mark_pods(&node).await?;
         }
-        let taints = taints(&node);
+        let (gives_up, later) = self.give_up(&node);
+        let taints = taints(&node, gives_up);
         if taints != current_taints(&node) {
             node.spec.get_or_insert_default().taints = (!taints.is_empty()).then_some(taints);
             let api: Api<Node> = Api::all(self.client.clone());
             api.replace(key, &PostParams::default(), &node).await.context("taint the node")?;
         }
-        Ok(Requeue::After(if silent < grace { grace - silent } else { self.grace }))
+        let next = if silent < grace { grace - silent } else { self.grace };
+        Ok(Requeue::After(later.map_or(next, |later| later.min(next))))
     }
 }
 
 impl NodeLifecycle {
+    /// Whether pods should leave the node now, and if they should but may not yet, when to ask again.
+    fn give_up(&self, node: &Node) -> (bool, Option<Duration>) {
+        let mut zones = self.zones.lock();
+        let name = node.metadata.name.as_deref().unwrap_or_default();
+        count_first(&mut zones, &self.nodes);
+        count(&mut zones, name, Some(node));
+        if ready_status(node) == "True" || zones.is_cut_off() {
+            return (false, None);
+        }
+        let given_up =
+            |taint: &Taint| [NOT_READY, UNREACHABLE].contains(&taint.key.as_str()) && taint.effect == "NoExecute";
+        if current_taints(node).iter().any(given_up) {
+            return (true, None);
+        }
+        // All may fall silent together, but not at the same instant: there must be one that was heard of lately.
+        if !zones.well().any(|node| self.signs.silence(node) < self.grace / 2) {
+            return (false, Some(self.grace / 4));
+        }
+        match zones.give_up(name, Instant::now()) {
+            Ok(()) => (true, None),
+            Err(later) => (false, later),
+        }
+    }
+
     async fn write_unknown(&self, key: &str, node: Node) -> anyhow::Result<Node> {
         let api: Api<Node> = Api::all(self.client.clone());
         let written = api.replace_status(key, &PostParams::default(), &node).await.context("mark the node unknown")?;
@@ -149,6 +197,24 @@ impl NodeLifecycle {
 
 fn condition<'a>(node: &'a Node, kind: &str) -> Option<&'a NodeCondition> {
     node.status.as_ref()?.conditions.iter().flatten().find(|condition| condition.type_ == kind)
+}
+
+/// Counts all nodes at once before any: a few of them must not look like all.
+fn count_first(zones: &mut Zones, nodes: &Store<Node>) {
+    if zones.is_empty() {
+        nodes.list().iter().for_each(|node| {
+            count(zones, node.metadata.name.as_deref().unwrap_or_default(), Some(node));
+        });
+    }
+}
+
+/// Counts a node as it is now, or no longer. Whether that changes how fast nodes may be given up.
+fn count(zones: &mut Zones, name: &str, node: Option<&Node>) -> bool {
+    let Some(node) = node else { return zones.remove(name) };
+    let label =
+        |key: &str| node.metadata.labels.as_ref().and_then(|labels| labels.get(key)).cloned().unwrap_or_default();
+    let zone = format!("{}/{}", label("topology.kubernetes.io/region"), label("topology.kubernetes.io/zone"));
+    zones.put(name, &zone, ready_status(node) == "True")
 }
 
 /// True, False or Unknown; a node that never reported is not ready.
@@ -186,16 +252,17 @@ fn current_taints(node: &Node) -> Vec<Taint> {
     node.spec.as_ref().and_then(|spec| spec.taints.clone()).unwrap_or_default()
 }
 
-/// The node's taints with ours as its conditions demand; ours that are there already keep their time.
-fn taints(node: &Node) -> Vec<Taint> {
+/// The node's taints with ours as its conditions demand, and those that drive pods away only if it is given up; ours that
+/// are there already keep their time.
+fn taints(node: &Node, gives_up: bool) -> Vec<Taint> {
     let ready = ready_status(node);
     let is = |kind: &str| condition(node, kind).is_some_and(|condition| condition.status == "True");
     let unschedulable = node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false);
     let ours = [
         (NOT_READY, "NoSchedule", ready == "False"),
         (UNREACHABLE, "NoSchedule", ready == "Unknown"),
-        (NOT_READY, "NoExecute", ready == "False"),
-        (UNREACHABLE, "NoExecute", ready == "Unknown"),
+        (NOT_READY, "NoExecute", gives_up && ready == "False"),
+        (UNREACHABLE, "NoExecute", gives_up && ready == "Unknown"),
         (UNSCHEDULABLE, "NoSchedule", unschedulable),
     ];
     let pressures = PRESSURES.map(|(kind, key)| (key, "NoSchedule", is(kind)));
@@ -242,8 +309,10 @@ mod tests {
     }
 
     fn names(node: &Node) -> String {
-        let names: Vec<_> =
-            taints(node).iter().map(|t| format!("{}:{}", t.key.rsplit('/').next().unwrap(), &t.effect[2..])).collect();
+        let names: Vec<_> = taints(node, true)
+            .iter()
+            .map(|t| format!("{}:{}", t.key.rsplit('/').next().unwrap(), &t.effect[2..]))
+            .collect();
         names.join(" ")
     }
 
@@ -256,8 +325,10 @@ mod tests {
         );
         assert!(names(&node(None, false)).contains("not-ready:Execute"));
         let mut tainted = node(Some("False"), false);
-        tainted.spec.as_mut().unwrap().taints = Some(taints(&tainted));
-        assert_eq!(taints(&tainted), current_taints(&tainted), "nothing to write the second time");
+        tainted.spec.as_mut().unwrap().taints = Some(taints(&tainted, true));
+        assert_eq!(taints(&tainted, true), current_taints(&tainted), "nothing to write the second time");
+        let cut_off = taints(&tainted, false);
+        assert!(cut_off.iter().all(|taint| taint.effect == "NoSchedule") && cut_off.len() == 3);
         tainted.status = node(Some("True"), false).status;
         assert_eq!(names(&tainted), "mine:Schedule memory-pressure:Schedule");
     }

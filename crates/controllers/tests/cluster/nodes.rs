@@ -2,18 +2,32 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Event, Node, Pod};
 use kube::Api;
 use kube::api::DeleteParams;
 use serde_json::json;
+use tokio_util::task::AbortOnDropHandle;
 
-use crate::{Cluster, Handy as _, until_get, until_gone};
+use crate::{Cluster, Handy as _, until_get, until_gone, until_list};
 
 async fn ready_node(nodes: &Api<Node>, name: &str) {
     nodes.make(json!({"metadata": {"name": name}})).await;
     let ready = json!([{"type": "Ready", "status": "True", "reason": "KubeletReady",
         "lastHeartbeatTime": "2024-01-01T00:00:00Z", "lastTransitionTime": "2024-01-01T00:00:00Z"}]);
     nodes.merge_status(name, json!({"conditions": ready})).await;
+}
+
+/// A node that is well until dropped: pods leave a node only if there is one that is.
+pub fn keeper(nodes: Api<Node>) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        ready_node(&nodes, "keeper").await;
+        loop {
+            let ready = json!([{"type": "Ready", "status": "True", "reason": "KubeletReady",
+                "lastHeartbeatTime": jiff::Timestamp::now(), "lastTransitionTime": "2024-01-01T00:00:00Z"}]);
+            nodes.merge_status("keeper", json!({"conditions": ready})).await;
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }))
 }
 
 fn taints(node: &Node) -> Vec<String> {
@@ -43,6 +57,7 @@ async fn nodes_get_ranges_of_their_own() {
 async fn a_silent_node_loses_its_pods() {
     let cluster = Cluster::with(|config| config.node_monitor_grace = Duration::from_millis(1500)).await;
     let (nodes, pods) = (cluster.all::<Node>(), cluster.api::<Pod>());
+    let keeper = keeper(nodes.clone());
     ready_node(&nodes, "n").await;
     let pod = |name: &str, seconds: i32| {
         json!({"metadata": {"name": name}, "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i"}],
@@ -70,6 +85,17 @@ async fn a_silent_node_loses_its_pods() {
         "lastHeartbeatTime": "2024-01-01T00:10:00Z", "lastTransitionTime": "2024-01-01T00:00:00Z"}]);
     nodes.merge_status("n", json!({"conditions": ready})).await;
     until_get("back again", &nodes, "n", |node| taints(node).is_empty()).await;
+    until_list("the eviction is called off", &cluster.api::<Event>(), |events| {
+        let text = Some("Cancelling deletion of Pod default/patient");
+        events.iter().any(|event| event.message.as_deref() == text)
+    })
+    .await;
+
+    // Silent again, and then all are: no more pods are driven away, nor held to be.
+    until_get("silent again", &nodes, "n", |node| taints(node) == unreachable).await;
+    drop(keeper);
+    until_get("cut off", &nodes, "n", |node| taints(node) == ["node.kubernetes.io/unreachable:NoSchedule"]).await;
+    assert!(pods.get("patient").await.unwrap().metadata.deletion_timestamp.is_none());
     cluster.stop().await;
 }
 
