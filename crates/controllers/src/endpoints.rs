@@ -11,6 +11,7 @@ use kube::Api;
 use kube::api::{DeleteParams, PostParams};
 
 use crate::common::services::{self, observe_pod, service_selector};
+use crate::common::trigger_time::{TriggerTimes, annotate};
 use crate::common::{is_namespace_terminating, message, pods, selects};
 use crate::framework::{Context, Controller, Requeue};
 
@@ -25,6 +26,7 @@ pub struct EndpointsController {
     services: Store<Service>,
     pods: Store<Pod>,
     endpoints: Store<Endpoints>,
+    triggers: TriggerTimes,
 }
 
 impl Controller for EndpointsController {
@@ -45,6 +47,7 @@ impl Controller for EndpointsController {
             services,
             pods: pods.store(),
             endpoints: endpoints.store(),
+            triggers: TriggerTimes::default(),
         }
     }
 
@@ -53,6 +56,7 @@ impl Controller for EndpointsController {
         let api: Api<Endpoints> = Api::namespaced(self.client.clone(), namespace);
         let found = self.endpoints.get(key);
         let Some(service) = self.services.get(key) else {
+            self.triggers.forget(key);
             if found.is_some_and(|found| is_ours(&found)) {
                 match api.delete(name, &DeleteParams::default()).await {
                     Err(error) if !error.is_not_found() => return Err(error).context("delete the endpoints"),
@@ -64,9 +68,13 @@ impl Controller for EndpointsController {
         let Some(selector) = service_selector(&service) else { return Ok(Requeue::Never) };
         let mut pods = self.pods.list_namespace(namespace);
         pods.retain(|pod| selects(&selector, &pod.metadata));
-        let wanted = wanted(&service, subsets(&service, &pods), found.as_deref());
+        let triggered = self.triggers.observe(key, &service, &pods);
+        let mut wanted = wanted(&service, subsets(&service, &pods), found.as_deref());
+        if found.as_deref() == Some(&wanted) {
+            return Ok(Requeue::Never);
+        }
+        annotate(&mut wanted.metadata, triggered);
         let (outcome, reason) = match &found {
-            Some(found) if **found == wanted => return Ok(Requeue::Never),
             Some(_) => (api.replace(name, &PostParams::default(), &wanted).await, "FailedToUpdateEndpoint"),
             None => (api.create(&PostParams::default(), &wanted).await, "FailedToCreateEndpoint"),
         };

@@ -8,6 +8,7 @@ pub mod pod_control;
 pub mod pods;
 pub mod services;
 pub mod template;
+pub mod trigger_time;
 pub mod written;
 
 use jiff::Timestamp;

@@ -16,6 +16,7 @@ use kube::api::{DeleteParams, PostParams};
 
 use crate::common::expectations::Expectations;
 use crate::common::services::{observe_pod, service_selector};
+use crate::common::trigger_time::{TriggerTimes, annotate};
 use crate::common::written::Written;
 use crate::common::{describe, is_namespace_terminating, selects};
 use crate::framework::{Context, Controller, Requeue};
@@ -31,6 +32,7 @@ pub struct EndpointSliceController {
     pods: Store<Pod>,
     nodes: Store<Node>,
     slices: Slices,
+    triggers: TriggerTimes,
 }
 
 impl Controller for EndpointSliceController {
@@ -46,6 +48,7 @@ impl Controller for EndpointSliceController {
             pods: pods.store(),
             nodes: context.informer::<Node>().store(),
             slices: Slices::watch(context, MANAGER),
+            triggers: TriggerTimes::default(),
         }
     }
 
@@ -56,6 +59,7 @@ impl Controller for EndpointSliceController {
         let service = self.services.get(key).filter(|service| service.metadata.deletion_timestamp.is_none());
         let Some(service) = service else {
             self.slices.expectations.forget(key);
+            self.triggers.forget(key);
             return Ok(Requeue::Never); // slices go with their service by garbage collection
         };
         let Some(selector) = service_selector(&service) else { return Ok(Requeue::Never) };
@@ -63,7 +67,11 @@ impl Controller for EndpointSliceController {
         pods.retain(|pod| selects(&selector, &pod.metadata));
         let groups = desired::groups(&service, &pods, |node| self.nodes.get(node));
         let metadata = desired::metadata(&service, MANAGER);
-        let changes = reconcile::reconcile(&metadata, &desired::address_types(&service), groups, &self.slices.of(key));
+        let triggered = self.triggers.observe(key, &service, &pods);
+        let mut changes =
+            reconcile::reconcile(&metadata, &desired::address_types(&service), groups, &self.slices.of(key));
+        let written = changes.create.iter_mut().chain(&mut changes.update);
+        written.for_each(|slice| annotate(&mut slice.metadata, triggered));
         let outcome = self.slices.write(key, changes).await;
         if let Err(error) = &outcome {
             let text = format!("Error updating Endpoint Slices for Service {key}: {}", describe(error));
