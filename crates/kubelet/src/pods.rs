@@ -246,14 +246,10 @@ impl Pods {
 
     /// Pods that hold resources.
     fn active(&self) -> Vec<Arc<Pod>> {
-        let snapshots = self.snapshots().into_iter();
-        let active: HashSet<String> = snapshots
-            .filter(|snapshot| !snapshot.finished)
-            .map(|snapshot| pod::uid(&snapshot.pod).to_owned())
-            .collect();
         // What was granted last counts, even if the pod's task has not heard of it yet.
         let workers = self.workers.lock();
-        active.iter().filter_map(|uid| Some(workers.get(uid)?.granted.clone())).collect()
+        let active = workers.values().filter(|handle| !handle.snapshot.borrow().finished);
+        active.map(|handle| handle.granted.clone()).collect()
     }
 
     /// Ends what earlier kubelets left running of pods that are no more, and clears the disk of them.

@@ -4,6 +4,7 @@
 mod kinds;
 mod plan;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -51,7 +52,7 @@ impl<R: Replicator> Controller for Replicas<R> {
         };
         let up_to_date = self.control.expectations.satisfied(key);
         let owned = self.claim(&owner).await?;
-        let plan = plan::plan(owner.as_ref(), &owned, |pod| self.rank(&owner, pod), Timestamp::now());
+        let plan = plan::plan(owner.as_ref(), &owned, || self.crowds(&owner), Timestamp::now());
         let mut failure = None;
         if up_to_date && owner.meta().deletion_timestamp.is_none() {
             failure = self.execute(&owner, key, &plan).await;
@@ -74,15 +75,18 @@ impl<R: Replicator> Replicas<R> {
         claims::claim_all(&self.client, owner, &owner.selector(), candidates).await
     }
 
-    /// How many active pods of this owner and its siblings run on the pod's node.
-    fn rank(&self, owner: &R, pod: &Pod) -> usize {
+    /// How many active pods of this owner and its siblings run on each node.
+    fn crowds(&self, owner: &R) -> HashMap<String, usize> {
         let siblings = match controller_of(owner.meta()) {
             Some(controller) => self.owners.by_index("controller", &controller.uid),
             None => self.owners.get(&key_of(owner.meta())).into_iter().collect(),
         };
         let uids = siblings.iter().filter_map(|sibling| sibling.meta().uid.clone());
-        let pods = uids.flat_map(|uid| self.pods.by_index("controller", &uid));
-        pods.filter(|other| pods::is_active(other) && pods::node_name(other) == pods::node_name(pod)).count()
+        let mut crowds = HashMap::new();
+        for pod in uids.flat_map(|uid| self.pods.by_index("controller", &uid)).filter(|pod| pods::is_active(pod)) {
+            *crowds.entry(pods::node_name(&pod).to_owned()).or_default() += 1;
+        }
+        crowds
     }
 
     async fn execute(&self, owner: &R, key: &str, plan: &Plan) -> Option<(Failure, anyhow::Error)> {

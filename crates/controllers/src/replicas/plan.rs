@@ -1,5 +1,6 @@
 //! What a replica controller should do about its pods, and what to say about them. Pure.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,22 +28,28 @@ pub struct Failure {
     pub message: String,
 }
 
-pub fn plan<R: Replicator>(owner: &R, owned: &[Arc<Pod>], rank: impl Fn(&Pod) -> usize, now: Timestamp) -> Plan {
+/// Active pods of the owner and its siblings, by node.
+type Crowds = HashMap<String, usize>;
+
+/// `crowds` is asked once, and only if there is a choice of pods to delete.
+pub fn plan<R: Replicator>(owner: &R, owned: &[Arc<Pod>], crowds: impl FnOnce() -> Crowds, now: Timestamp) -> Plan {
     let active: Vec<_> = owned.iter().filter(|pod| pods::is_active(pod)).cloned().collect();
     let wanted = owner.replicas().max(0) as usize;
     let waits = active.iter().filter_map(|pod| pods::available_in(pod, owner.min_ready_seconds(), now));
     Plan {
         create: wanted.saturating_sub(active.len()),
         available_in: waits.filter(|wait| !wait.is_zero()).min(),
-        delete: surplus(active, wanted, rank, now),
+        delete: surplus(active, wanted, crowds, now),
     }
 }
 
-fn surplus(active: Vec<Arc<Pod>>, wanted: usize, rank: impl Fn(&Pod) -> usize, now: Timestamp) -> Vec<Arc<Pod>> {
+fn surplus(active: Vec<Arc<Pod>>, wanted: usize, crowds: impl FnOnce() -> Crowds, now: Timestamp) -> Vec<Arc<Pod>> {
     let Some(count) = active.len().checked_sub(wanted).filter(|count| *count > 0) else { return Vec::new() };
     if wanted == 0 {
         return active; // no choice, no ranking
     }
+    let crowds = crowds();
+    let rank = |pod: &Pod| crowds.get(pods::node_name(pod)).copied().unwrap_or(0);
     let mut ranked: Vec<_> = active.into_iter().map(|pod| (rank(&pod), pod)).collect();
     ranked.sort_by(|(rank_a, a), (rank_b, b)| pods::deletion_order((a, *rank_a), (b, *rank_b), now));
     ranked.into_iter().take(count).map(|(_, pod)| pod).collect()
@@ -128,7 +135,7 @@ mod tests {
             (0, "rt", 0, "0"),
             (2, "rrp", 0, "2"),
         ] {
-            let plan = plan(&owner(replicas, 0), &pods(letters), |_| 1, at(60));
+            let plan = plan(&owner(replicas, 0), &pods(letters), HashMap::new, at(60));
             let names: Vec<_> = plan.delete.iter().map(|pod| pod.metadata.name.clone().unwrap()).collect();
             assert_eq!((plan.create, names.join(" ").as_str()), (create, delete), "{replicas} of {letters}");
         }
@@ -141,7 +148,7 @@ mod tests {
         assert_eq!((early.replicas, early.ready, early.available, early.fully_labeled), (3, 2, 0, 1));
         assert_eq!((early.terminating, early.observed_generation), (Some(1), 3));
         assert_eq!(status_at(10).available, 2);
-        let wait = |second| plan(&owner(3, 10), &pods("rrp"), |_| 1, at(second)).available_in;
+        let wait = |second| plan(&owner(3, 10), &pods("rrp"), HashMap::new, at(second)).available_in;
         assert_eq!((wait(4), wait(10)), (Some(Duration::from_secs(6)), None));
     }
 
