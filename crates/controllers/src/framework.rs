@@ -13,6 +13,7 @@ use client::informer::Object;
 use client::{Client, ErrorExt, Event, EventRecorder, Informer, Informers, WorkQueue, controller_of, key_of};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::ListParams;
 use parking_lot::Mutex;
@@ -44,6 +45,8 @@ pub struct Config {
     pub node_monitor_grace: Duration,
     /// How long a pod may be bound to a node that does not exist.
     pub missing_node_quarantine: Duration,
+    /// The time that the schedules of CronJobs go by.
+    pub clock: fn() -> Timestamp,
 }
 
 impl Config {
@@ -60,6 +63,7 @@ impl Config {
             terminated_pod_threshold: 12500,
             node_monitor_grace: Duration::from_secs(40),
             missing_node_quarantine: Duration::from_secs(40),
+            clock: Timestamp::now,
         }
     }
 

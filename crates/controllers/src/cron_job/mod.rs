@@ -32,6 +32,7 @@ pub struct CronJobController {
     cron_jobs: Store<CronJob>,
     jobs: Store<Job>,
     written: Written,
+    clock: fn() -> Timestamp,
 }
 
 impl Controller for CronJobController {
@@ -49,6 +50,7 @@ impl Controller for CronJobController {
             cron_jobs,
             jobs: jobs.store(),
             written: Written::default(),
+            clock: context.config.clock,
         }
     }
 
@@ -65,7 +67,7 @@ impl Controller for CronJobController {
             cron_job: &cron_job,
             jobs: self.jobs.by_index("controller", cron_job.metadata.uid.as_deref().unwrap_or_default()),
             status: cron_job.status.clone().unwrap_or_default(),
-            now: Timestamp::now(),
+            now: (self.clock)(),
         };
         pass.clean_up().await?;
         pass.look_at_jobs().await?;

@@ -3,6 +3,7 @@
 
 mod batch;
 mod collection;
+mod faults;
 mod limits;
 mod namespaces;
 mod nodes;
@@ -21,6 +22,7 @@ use apiserver::pki::{Pki, PkiOptions};
 use apiserver::upgrade::TcpDialer;
 use client::{Client, Informers};
 use controllers::Config;
+use faults::seam::Seam;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::core::NamespaceResourceScope;
@@ -29,26 +31,18 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tower::ServiceExt as _;
 
 /// How long anything that should happen may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
-struct Cluster {
+/// An API server in memory, with a store of its own.
+struct Server {
     server: apiserver::Server,
-    /// A cluster administrator.
-    client: Client,
-    shutdown: CancellationToken,
-    running: JoinHandle<anyhow::Result<()>>,
     _dir: tempfile::TempDir,
 }
 
-impl Cluster {
+impl Server {
     async fn start() -> Self {
-        Self::with(|_| ()).await
-    }
-
-    async fn with(configure: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let options = PkiOptions { server_names: vec![], server_ips: vec![], cluster_domain: "cluster.local".into() };
         let config = apiserver::Config {
@@ -59,33 +53,63 @@ impl Cluster {
             node_ports: 30000..=32767,
             dialer: Arc::new(TcpDialer),
         };
-        let server = apiserver::Server::new(config).await.unwrap();
-        let identity = {
-            let server = server.clone();
-            move |user: UserInfo| {
-                let service = server.service().map_request(move |mut request: http::Request<kube::client::Body>| {
-                    request.extensions_mut().insert(user.clone());
-                    request
-                });
-                client::in_process(service, "test")
-            }
-        };
-        let manager = identity(UserInfo::component("system:kube-controller-manager"));
-        let admin = identity(UserInfo::master("admin"));
+        Self { server: apiserver::Server::new(config).await.unwrap(), _dir: dir }
+    }
+
+    /// A cluster administrator.
+    fn admin(&self) -> Client {
+        Seam::default().client(&self.server, UserInfo::master("admin"), "")
+    }
+
+    /// Every controller, each under its own service account, whose writes pass `seam`.
+    fn controllers(&self, configure: impl FnOnce(&mut Config), seam: Seam) -> Controllers {
+        let manager = UserInfo::component("system:kube-controller-manager");
+        let manager = Seam::default().client(&self.server, manager, "");
         let mut config = Config::new(manager.clone());
-        config.clients = Arc::new(move |name| identity(UserInfo::service_account("kube-system", name, "")));
+        let server = self.server.clone();
+        config.clients =
+            Arc::new(move |name| seam.client(&server, UserInfo::service_account("kube-system", name, ""), name));
         config.root_ca = Some("the CA".into());
         configure(&mut config);
         let shutdown = CancellationToken::new();
         let running = tokio::spawn(controllers::run(config, Informers::new(manager), shutdown.clone()));
-        Self { server, client: admin, shutdown, running, _dir: dir }
+        Controllers { shutdown, running }
+    }
+}
+
+/// Controllers that run until stopped.
+struct Controllers {
+    shutdown: CancellationToken,
+    running: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Controllers {
+    async fn stop(self) {
+        self.shutdown.cancel();
+        tokio::time::timeout(PATIENCE, self.running).await.expect("controllers stop").unwrap().unwrap();
+    }
+}
+
+struct Cluster {
+    server: Server,
+    client: Client,
+    controllers: Controllers,
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        Self::with(|_| ()).await
+    }
+
+    async fn with(configure: impl FnOnce(&mut Config)) -> Self {
+        let server = Server::start().await;
+        Self { client: server.admin(), controllers: server.controllers(configure, Seam::default()), server }
     }
 
     /// Stops everything; that it does stop is part of each test.
     async fn stop(self) {
-        self.shutdown.cancel();
-        tokio::time::timeout(PATIENCE, self.running).await.expect("controllers stop").unwrap().unwrap();
-        self.server.shutdown().await;
+        self.controllers.stop().await;
+        self.server.server.shutdown().await;
     }
 
     fn api<K>(&self) -> Api<K>
