@@ -130,7 +130,12 @@ impl Metrics {
 impl Labels {
     fn render(&self) -> String {
         let Labels { verb, group, version, resource, subresource, .. } = self;
-        let verb = verb.to_uppercase();
+        // Upstream counts requests by method, where that tells less than the verb.
+        let verb = match *verb {
+            "create" => "POST".to_owned(),
+            "update" => "PUT".to_owned(),
+            verb => verb.to_uppercase(),
+        };
         format!(
             r#"verb="{verb}",group="{group}",version="{version}",resource="{resource}",subresource="{subresource}""#
         )

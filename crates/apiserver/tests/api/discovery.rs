@@ -97,7 +97,7 @@ async fn health_is_told() {
     cluster.get("/readyz/none").await.expect(404);
     cluster.create(MAPS, config_map("a")).await;
     let metrics = cluster.get("/metrics").await.text;
-    let count = r#"apiserver_request_total{verb="CREATE",group="",version="v1",resource="configmaps",subresource="",code="201"} 1"#;
+    let count = r#"apiserver_request_total{verb="POST",group="",version="v1",resource="configmaps",subresource="",code="201"} 1"#;
     assert!(metrics.contains(count), "{metrics}");
     assert!(metrics.contains("process_resident_memory_bytes"));
 }
