@@ -10,6 +10,8 @@ pub enum Scenario {
     Api,
     /// Pods from the create call to Ready, and from the delete call to gone.
     Pods,
+    /// A Deployment of many pods up, over and down, on nodes without processes that this command brings.
+    Scale,
 }
 
 impl fmt::Display for Scenario {
@@ -17,6 +19,7 @@ impl fmt::Display for Scenario {
         f.write_str(match self {
             Scenario::Api => "api",
             Scenario::Pods => "pods",
+            Scenario::Scale => "scale",
         })
     }
 }
@@ -84,6 +87,13 @@ pub struct Options {
     /// Gives up when pods are not Ready, or not gone, after so many seconds.
     #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds, help_heading = "pods")]
     pub pod_timeout: Duration,
+
+    /// Pods of the Deployment.
+    #[arg(long, default_value_t = 1_000, value_parser = count(100_000), help_heading = "scale")]
+    pub replicas: usize,
+    /// Kubelets to start, each a node that takes only these pods.
+    #[arg(long, default_value_t = 10, value_parser = count(1_000), help_heading = "scale")]
+    pub nodes: usize,
 }
 
 impl Options {
@@ -115,7 +125,8 @@ mod tests {
     #[test]
     fn defaults_are_the_published_benchmark() {
         let options = parse("").unwrap();
-        assert_eq!(options.scenarios(), [Scenario::Api, Scenario::Pods]);
+        assert_eq!(options.scenarios(), [Scenario::Api, Scenario::Pods, Scenario::Scale]);
+        assert_eq!((options.replicas, options.nodes), (1_000, 10));
         assert_eq!(
             (options.connections, options.watchers, options.pods),
             (vec![1, 32], vec![1, 100], vec![1, 10, 100])

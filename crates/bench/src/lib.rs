@@ -7,11 +7,13 @@
 mod api;
 mod cli;
 mod connection;
+mod fleet;
 mod load;
 mod memory;
 mod namespace;
 mod pods;
 mod report;
+mod scale;
 mod stats;
 mod target;
 mod watch;
@@ -55,7 +57,7 @@ pub async fn run(options: &Options) -> (Option<Report>, anyhow::Result<()>) {
     };
     eprintln!("cleaning up namespace {}", namespace.name());
     let cleaned = tokio::select! {
-        cleaned = namespace.delete() => cleaned,
+        cleaned = clean_up(options, &target, &namespace) => cleaned,
         interrupted = interrupted() => interrupted,
     };
     let cleaned = cleaned.with_context(|| format!("namespace {} may be left behind", namespace.name()));
@@ -66,6 +68,14 @@ pub async fn run(options: &Options) -> (Option<Report>, anyhow::Result<()>) {
         }
         (ended, cleaned) => (Some(report), ended.and(cleaned)),
     }
+}
+
+/// The nodes go first: what is left of pods on them would wait for their kubelets.
+async fn clean_up(options: &Options, target: &Arc<Target>, namespace: &Namespace) -> anyhow::Result<()> {
+    if options.scenarios().contains(&Scenario::Scale) {
+        fleet::remove(target, namespace.name()).await.context("remove the nodes")?;
+    }
+    namespace.delete().await
 }
 
 async fn begin(options: &Options) -> anyhow::Result<(Arc<Target>, Report)> {
@@ -82,6 +92,7 @@ async fn scenarios(context: &Context<'_>, report: &mut Report) -> anyhow::Result
         match scenario {
             Scenario::Api => api::run(context, report).await?,
             Scenario::Pods => pods::run(context, report).await?,
+            Scenario::Scale => scale::run(context, report).await?,
         }
         memory::measure(pids, &format!("after {scenario}"), report)?;
     }

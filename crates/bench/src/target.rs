@@ -34,15 +34,20 @@ pub struct Target {
     pub(crate) http2: bool,
 }
 
+/// What a client library makes of the kubeconfig.
+pub(crate) async fn config(options: &Options) -> anyhow::Result<Config> {
+    let file = match &options.kubeconfig {
+        Some(path) => Kubeconfig::read_from(path),
+        None => Kubeconfig::read(),
+    };
+    let choice = KubeConfigOptions { context: options.context.clone(), ..Default::default() };
+    let config = Config::from_custom_kubeconfig(file.context("read the kubeconfig")?, &choice).await;
+    config.context("use the kubeconfig")
+}
+
 impl Target {
     pub async fn load(options: &Options) -> anyhow::Result<Target> {
-        let file = match &options.kubeconfig {
-            Some(path) => Kubeconfig::read_from(path),
-            None => Kubeconfig::read(),
-        };
-        let choice = KubeConfigOptions { context: options.context.clone(), ..Default::default() };
-        let config = Config::from_custom_kubeconfig(file.context("read the kubeconfig")?, &choice).await;
-        Target::of(config.context("use the kubeconfig")?, options.http2).await
+        Target::of(config(options).await?, options.http2).await
     }
 
     async fn of(config: Config, http2: bool) -> anyhow::Result<Target> {
