@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1 as api;
+use k8s_openapi::api::core::v1::{PersistentVolumeClaimVolumeSource, PodTemplateSpec, Volume};
 use machinery::field::Path;
 use machinery::names;
 use machinery::table::Column;
@@ -82,7 +83,7 @@ impl Kind for StatefulSet {
         if !service.is_empty() {
             errors.all_invalid(&path.child("serviceName"), service, names::is_dns1123_subdomain(service));
         }
-        validate_workload(&spec.selector, &spec.template, "statefulset", &path, errors);
+        validate_workload(&spec.selector, &with_claims(spec), "statefulset", &path, errors);
     }
 
     fn validate_update(new: &api::StatefulSet, old: &api::StatefulSet, errors: &mut Errors) {
@@ -140,6 +141,18 @@ impl Kind for StatefulSet {
             images,
         ]
     }
+}
+
+/// The template as its pods will be: every claim is a volume too.
+fn with_claims(spec: &api::StatefulSetSpec) -> PodTemplateSpec {
+    let mut template = spec.template.clone();
+    let volumes = template.spec.get_or_insert_default().volumes.get_or_insert_default();
+    for name in spec.volume_claim_templates.iter().flatten().filter_map(|claim| claim.metadata.name.clone()) {
+        let source = PersistentVolumeClaimVolumeSource { claim_name: name.clone(), read_only: None };
+        volumes.retain(|volume| volume.name != name);
+        volumes.push(Volume { name, persistent_volume_claim: Some(source), ..Default::default() });
+    }
+    template
 }
 
 fn update_strategy(spec: &api::StatefulSetSpec, path: &Path, errors: &mut Errors) {
