@@ -67,6 +67,17 @@ fn gone(path: &Path) {
     eventually("the directory is removed", || (!path.exists()).then_some(()).ok_or(path.display().to_string()));
 }
 
+/// Kills the main process and starts the cluster again.
+fn crash(cluster: &Cluster, archive: &Path) {
+    let pid = cluster.pid();
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    // On a busy machine a killed process takes a moment to end, and to give up its lock.
+    eventually("the process ends", || {
+        (!Path::new(&format!("/proc/{pid}/exe")).exists()).then_some(()).ok_or(String::new())
+    });
+    cluster.up(&[archive]);
+}
+
 fn events(cluster: &Cluster, object: &str) -> Vec<String> {
     let about = format!("involvedObject.name={object}");
     let list = cluster.get(&["events", "--field-selector", &about]);
@@ -122,8 +133,7 @@ fn a_claims_data_outlives_pods_and_goes_with_the_claim() {
     );
 
     // The main process dies; the mount does not, and neither does what is known of it.
-    kill(Pid::from_raw(cluster.pid()), Signal::SIGKILL).unwrap();
-    cluster.up(&[&archive]);
+    crash(&cluster, &archive);
     cluster.run(&["wait", "--for=condition=Ready", "pod/second", "--timeout=120s"]);
     assert_eq!(read(&cluster, "second", "/data/file"), "kept\n");
     write(&cluster, "second", "after", "/data/file");
@@ -149,8 +159,7 @@ fn a_claims_data_outlives_pods_and_goes_with_the_claim() {
 
     // Deleted by its user, the class does not come back.
     cluster.run(&["delete", "storageclass", "local-path"]);
-    kill(Pid::from_raw(cluster.pid()), Signal::SIGKILL).unwrap();
-    cluster.up(&[&archive]);
+    crash(&cluster, &archive);
     assert_eq!(cluster.get(&["storageclass"])["items"].as_array().unwrap().len(), 0);
 }
 
