@@ -146,7 +146,7 @@ const API: &[Step] = &[
     ok("kubectl explain pod.spec.containers.resources.limits", "*\nFIELD: limits <map[string]Quantity>\n*"),
     ok("kubectl explain pod.metadata.creationTimestamp", "*\nFIELD: creationTimestamp <string>\n*"),
     ok("kubectl explain cronjobs --recursive | wc -l | awk '{print ($1 > 500)}'", "1\n"),
-    fails("kubectl explain pod.nonsense", "error: field \"nonsense\" does not exist\n"),
+    fails("kubectl explain pod.nonsense", "*error: field \"nonsense\" does not exist\n"),
     ok("kubectl get --raw /readyz", "ok"),
     ok("kubectl cluster-info", "*Kubernetes control plane* is running at *https://127.0.0.1:*"),
     ok("kubectl version", "Client Version: v1.*\nKustomize Version: v5.*\nServer Version: v1.36.*\n*"),

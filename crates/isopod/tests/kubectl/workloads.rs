@@ -218,7 +218,7 @@ const PODS: &[Step] = &[
     Step::with_code(3, "kubectl exec crash -c two -- sh -c 'exit 3'", "command terminated with exit code 3\n"),
     ok(
         "script -qec \"kubectl exec -it crash -c two -- sh -c 'test -t 0 && test -t 1 && echo terminal'\" /dev/null",
-        "terminal\r\n*",
+        "*terminal\r\n*",
     ),
     ok("echo sent | kubectl exec -i crash -c two -- cat", "sent\n"),
     ok(
