@@ -138,7 +138,8 @@ const CERTIFICATES: &[Step] = &[
     ok("kubectl get csr $(cat bad) --no-headers", "* Denied\n"),
     ok(
         "kubectl get csr $(cat good) -o jsonpath='{.status.certificate}' | base64 -d > certificate.pem
-         kubectl auth whoami --client-certificate=certificate.pem --client-key=key.pem",
+         kubectl config set-credentials jane --client-certificate=certificate.pem --client-key=key.pem > /dev/null
+         kubectl auth whoami --user=jane",
         "ATTRIBUTE *\nUsername *jane\nGroups *[system:authenticated]\n*",
     ),
     ok("kubectl delete csr $(cat good) $(cat bad)", "*deleted\n*deleted\n"),
