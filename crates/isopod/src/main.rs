@@ -3,6 +3,9 @@
 //! It has no logic of its own beyond that. The container runtime's shims and container inits are
 //! this same binary re-executed, so they take over before anything else happens.
 
+#[macro_use]
+mod output;
+
 mod cli;
 mod cluster;
 mod commands;
