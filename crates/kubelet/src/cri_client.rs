@@ -4,7 +4,7 @@
 
 use crate::state::{Instance, POD_UID, Runtime, Sandbox};
 use cri::v1::{self, image_service_client::ImageServiceClient, runtime_service_client::RuntimeServiceClient};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 use tonic::transport::Channel;
 
@@ -29,6 +29,10 @@ impl From<tonic::Status> for CriError {
 impl CriError {
     pub fn is_not_found(&self) -> bool {
         self.code == tonic::Code::NotFound
+    }
+
+    pub fn is_unimplemented(&self) -> bool {
+        self.code == tonic::Code::Unimplemented
     }
 }
 
@@ -138,6 +142,18 @@ impl Cri {
         let filter = v1::ContainerFilter { label_selector: selector(uid), ..Default::default() };
         let message = v1::ListContainersRequest { filter: Some(filter) };
         Ok(self.runtime.clone().list_containers(request(message, SHORT)).await?.into_inner().containers)
+    }
+
+    /// Ids and states of everything the runtime holds, by pod uid.
+    pub async fn states(&self) -> Result<BTreeMap<String, BTreeSet<(String, i32)>>> {
+        let (sandboxes, containers) = tokio::try_join!(self.sandboxes(None), self.containers(None))?;
+        let sandboxes = sandboxes.into_iter().map(|sandbox| (sandbox.labels, sandbox.id, sandbox.state));
+        let containers = containers.into_iter().map(|container| (container.labels, container.id, container.state));
+        let mut states = BTreeMap::<_, BTreeSet<_>>::new();
+        for (mut labels, id, state) in sandboxes.chain(containers) {
+            states.entry(labels.remove(POD_UID).unwrap_or_default()).or_default().insert((id, state));
+        }
+        Ok(states)
     }
 
     /// Everything the runtime holds for one pod, in full.

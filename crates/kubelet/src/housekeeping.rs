@@ -3,12 +3,16 @@
 use crate::logs;
 use crate::pods::Pods;
 use crate::state::RunState;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 const LOG_CHECK: Duration = Duration::from_secs(10);
 /// How soon a resize that had no room tries again.
 const RESIZE_RETRY: Duration = Duration::from_secs(3);
+
+/// How often a runtime is asked that tells no events (containerd before 1.7), as upstream does.
+const POLL: Duration = Duration::from_secs(1);
 
 /// Feeds runtime events to the pods; after each interruption compares everything once.
 pub async fn events(pods: Arc<Pods>) {
@@ -23,6 +27,7 @@ pub async fn events(pods: Arc<Pods>) {
                     match stream.message().await {
                         Ok(Some(event)) => pods.observe(event).await,
                         Ok(None) => break,
+                        Err(error) if error.code() == tonic::Code::Unimplemented => return poll(pods).await,
                         Err(error) => {
                             tracing::warn!(error = error.message(), "runtime event stream broke");
                             break;
@@ -30,10 +35,30 @@ pub async fn events(pods: Arc<Pods>) {
                     }
                 }
             }
+            Err(error) if error.is_unimplemented() => return poll(pods).await,
             Err(error) => tracing::warn!(%error, "no runtime event stream"),
         }
         tokio::time::sleep(delay).await;
         delay = (delay * 2).min(Duration::from_secs(5));
+    }
+}
+
+async fn poll(pods: Arc<Pods>) {
+    tracing::info!("the runtime tells no events; its pods are listed every {POLL:?}");
+    pods.relist().await;
+    let mut known = BTreeMap::new();
+    loop {
+        match pods.shared().cri.states().await {
+            Ok(states) => {
+                let uids: BTreeSet<&String> = known.keys().chain(states.keys()).collect();
+                for uid in uids.into_iter().filter(|uid| known.get(*uid) != states.get(*uid)) {
+                    pods.relist_pod(uid).await;
+                }
+                known = states;
+            }
+            Err(error) => tracing::warn!(%error, "cannot list the runtime's pods"),
+        }
+        tokio::time::sleep(POLL).await;
     }
 }
 

@@ -225,6 +225,10 @@ impl Pods {
         used
     }
 
+    pub async fn relist_pod(&self, uid: &str) {
+        self.send(uid, Message::Relist).await;
+    }
+
     pub fn snapshots(&self) -> Vec<Snapshot> {
         self.workers.lock().values().map(|handle| handle.snapshot.borrow().clone()).collect()
     }
