@@ -22,8 +22,8 @@ pub struct Arguments {
 pub enum Command {
     /// Start a throwaway cluster in namespaces of its own; Ctrl-C removes every trace.
     Up(Up),
-    /// Remove a throwaway cluster, also after a crash.
-    Down(Name),
+    /// Remove a throwaway cluster, or what `isopod server` left on this host; also after a crash.
+    Down(Down),
     /// Start a cluster, deploy a web page behind a Service and fetch it from every pod.
     Demo(Name),
     /// List throwaway clusters.
@@ -71,6 +71,32 @@ pub struct Name {
     /// The cluster's name: lower-case letters, digits and '-'.
     #[arg(long, env = "ISOPOD_NAME", default_value = "default")]
     pub name: String,
+}
+
+#[derive(Debug, Args)]
+pub struct Down {
+    #[command(flatten)]
+    pub name: Name,
+    /// Stop `isopod server` and `isopod kubelet` of this host, and end their pods with all that belongs to
+    /// them: network, firewall rules, mounts, control groups. Data stay.
+    #[arg(long, conflicts_with = "name")]
+    pub server: bool,
+    /// Remove the data too: store, certificates, images, volumes, logs.
+    #[arg(long, requires = "server")]
+    pub purge: bool,
+    #[command(flatten)]
+    pub place: Place,
+}
+
+/// Where a host keeps a node.
+#[derive(Clone, Debug, Args)]
+pub struct Place {
+    /// Store, certificates, images, volumes.
+    #[arg(long, env = "ISOPOD_DATA_DIR", default_value = "/var/lib/isopod")]
+    pub data_dir: PathBuf,
+    /// Control group of all pods, below each controller's root.
+    #[arg(long, env = "ISOPOD_CGROUP_ROOT", default_value = "/isopod/node")]
+    pub cgroup_root: String,
 }
 
 #[derive(Debug, Args)]
@@ -219,9 +245,8 @@ pub struct Server {
     /// Read settings from this YAML file; its keys are the flags' names.
     #[arg(long, env = "ISOPOD_CONFIG", default_value = "/etc/isopod/config.yaml", value_name = "FILE")]
     pub config: PathBuf,
-    /// Store, certificates, images, volumes.
-    #[arg(long, env = "ISOPOD_DATA_DIR", default_value = "/var/lib/isopod")]
-    pub data_dir: PathBuf,
+    #[command(flatten)]
+    pub place: Place,
     /// Address and port of the API.
     #[arg(long, env = "ISOPOD_BIND_ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::UNSPECIFIED))]
     pub bind_address: IpAddr,
@@ -265,8 +290,8 @@ pub struct Kubelet {
     /// Another CRI runtime's socket; default: the embedded runtime.
     #[arg(long, env = "ISOPOD_CONTAINER_RUNTIME_ENDPOINT", value_name = "SOCKET")]
     pub container_runtime_endpoint: Option<String>,
-    #[arg(long, env = "ISOPOD_DATA_DIR", default_value = "/var/lib/isopod")]
-    pub data_dir: PathBuf,
+    #[command(flatten)]
+    pub place: Place,
     #[arg(long, env = "ISOPOD_NODE_IP")]
     pub node_ip: Option<Ipv4Addr>,
     #[arg(long, env = "ISOPOD_NODE_NAME")]
@@ -296,21 +321,31 @@ pub struct Proxy {
     pub network: NetworkOptions,
 }
 
+/// Whose images.
+#[derive(Clone, Debug, Args)]
+pub struct ImageStore {
+    #[command(flatten)]
+    pub name: Name,
+    /// The images of `isopod server` or `isopod kubelet` with this data directory, not a throwaway cluster's.
+    #[arg(long, conflicts_with = "name", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Image {
     /// Import an archive made by `docker save` or in OCI layout, optionally gzipped.
     Import {
         archives: Vec<PathBuf>,
         #[command(flatten)]
-        name: Name,
+        store: ImageStore,
     },
-    /// List a cluster's images.
-    List(Name),
+    /// List images.
+    List(ImageStore),
     /// Remove images by name or id.
     Rm {
         images: Vec<String>,
         #[command(flatten)]
-        name: Name,
+        store: ImageStore,
     },
 }
 

@@ -17,18 +17,23 @@ const APPLETS: &[&str] = &[
 
 /// Writes a docker archive of an image `name` with busybox in it to `directory`.
 pub fn busybox_archive(directory: &Path, name: &str) -> PathBuf {
-    let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().map(Path::new).find(|p| p.is_file());
-    let busybox = busybox.expect("busybox is missing: install Debian's package busybox-static");
     let archive = directory.join("busybox.tar");
-    pack(busybox, name, &archive).expect("write the busybox image");
+    image_archive(&archive, name, &["/bin/sh"]);
     archive
 }
 
-fn pack(busybox: &Path, name: &str, archive: &Path) -> io::Result<()> {
+/// Writes a docker archive of an image `name` that runs one of busybox's commands.
+pub fn image_archive(archive: &Path, name: &str, command: &[&str]) {
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().map(Path::new).find(|p| p.is_file());
+    let busybox = busybox.expect("busybox is missing: install Debian's package busybox-static");
+    pack(busybox, name, command, archive).expect("write the busybox image");
+}
+
+fn pack(busybox: &Path, name: &str, command: &[&str], archive: &Path) -> io::Result<()> {
     let layer = layer(busybox)?;
     let config = serde_json::to_vec(&json!({
         "architecture": "amd64", "os": "linux",
-        "config": { "Cmd": ["/bin/sh"], "Env": ["PATH=/bin:/usr/bin"] },
+        "config": { "Cmd": command, "Env": ["PATH=/bin:/usr/bin"] },
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", hex::encode(Sha256::digest(&layer)))] },
     }))?;
     let config_name = format!("{}.json", hex::encode(Sha256::digest(&config)));

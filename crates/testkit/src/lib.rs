@@ -6,13 +6,15 @@
 
 mod api;
 mod cluster;
+mod host;
 mod image;
 mod machine;
 mod wait;
 
 pub use api::{Answer, Api, MERGE, STRATEGIC, Watch};
 pub use cluster::Cluster;
-pub use image::busybox_archive;
+pub use host::Host;
+pub use image::{busybox_archive, image_archive};
 pub use machine::Traces;
 pub use wait::eventually;
 

@@ -39,10 +39,6 @@ impl Traces {
         let group = format!("/isopod/{name}");
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("read mountinfo");
         let paths: Vec<&str> = mounts.lines().filter_map(|line| line.split(' ').nth(4)).collect();
-        let roots = mounts
-            .lines()
-            .filter(|line| line.split(" - ").nth(1).is_some_and(|tail| tail.starts_with("cgroup")))
-            .filter_map(|line| line.split(' ').nth(4));
         Traces {
             processes: processes(&group, &[&run, &data]),
             mounts: paths
@@ -50,7 +46,7 @@ impl Traces {
                 .filter(|p| p.starts_with(&run) || p.starts_with(&data))
                 .map(|p| p.to_string())
                 .collect(),
-            cgroups: roots.map(|root| format!("{root}{group}")).filter(|path| fs::metadata(path).is_ok()).collect(),
+            cgroups: cgroups(&group),
             interfaces: fs::read_dir("/sys/class/net")
                 .expect("list interfaces")
                 .flatten()
@@ -61,8 +57,17 @@ impl Traces {
     }
 }
 
+/// Where the control group exists.
+pub(crate) fn cgroups(group: &str) -> BTreeSet<String> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").expect("read mountinfo");
+    let hierarchies =
+        mounts.lines().filter(|line| line.split(" - ").nth(1).is_some_and(|tail| tail.starts_with("cgroup")));
+    let roots = hierarchies.filter_map(|line| line.split(' ').nth(4));
+    roots.map(|root| format!("{root}{group}")).filter(|path| fs::metadata(path).is_ok()).collect()
+}
+
 /// Live processes in the control group, or whose command line names one of `paths`.
-fn processes(group: &str, paths: &[&str]) -> BTreeSet<String> {
+pub(crate) fn processes(group: &str, paths: &[&str]) -> BTreeSet<String> {
     let entries = fs::read_dir("/proc").expect("list processes").flatten();
     entries
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())

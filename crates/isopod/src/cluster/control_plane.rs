@@ -29,8 +29,9 @@ pub async fn start(config: &Config) -> anyhow::Result<ControlPlane> {
     ips.extend([advertise.ip(), service_cidr.nth(1).into()]);
     let options =
         PkiOptions { server_names: names, server_ips: ips, cluster_domain: config.network.cluster_domain.clone() };
-    let pki = Arc::new(Pki::load_or_create(&config.data_dir.join("pki"), options).context("prepare certificates")?);
-    let directory = config.data_dir.join("store");
+    let pki =
+        Arc::new(Pki::load_or_create(&config.place.data_dir.join("pki"), options).context("prepare certificates")?);
+    let directory = config.place.data_dir.join("store");
     let store: Arc<dyn Store> =
         Arc::new(FjallStore::open(&directory, Options::default()).context("open the embedded store")?);
     let server = apiserver::Server::new(apiserver::Config {

@@ -33,10 +33,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 pub struct Config {
     pub node_name: String,
     pub node_ip: Ipv4Addr,
-    pub data_dir: PathBuf,
-    pub run_dir: PathBuf,
-    /// Control group of everything that runs in pods, below each controller's root.
-    pub cgroup_root: String,
+    pub place: node::Place,
     pub network: NetworkOptions,
     pub node: NodeOptions,
     /// Where nodes and pods reach the API, on `node_ip`.
@@ -79,7 +76,8 @@ async fn run_until(
     progress: &Progress,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    std::fs::create_dir_all(&config.data_dir).with_context(|| format!("create {}", config.data_dir.display()))?;
+    let data_dir = &config.place.data_dir;
+    std::fs::create_dir_all(data_dir).with_context(|| format!("create {}", data_dir.display()))?;
     let plane = control_plane::start(config).await?;
     let result = serve(config, &plane, listeners, progress, &shutdown).await;
     // Ends what is still running, also after a failure; the store closes when nobody writes.

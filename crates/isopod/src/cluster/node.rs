@@ -1,24 +1,26 @@
 //! What makes a machine a node: runtime, pod network, kubelet, proxy; and the cluster's DNS.
 
+use std::fs::File;
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use apiserver::identity::{AUTHENTICATED, NODES, UserInfo};
 use client::Client;
 use k8s_openapi::api::core::v1::{Node, NodeCondition};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::Api;
 use kube::runtime::wait::await_condition;
-use network::PodNetwork;
 use network::bridge::{self, Bridge};
 use tokio_util::sync::CancellationToken;
 
 use super::control_plane::ControlPlane;
 use super::{Components, Config, Progress};
-use crate::cli::{NetworkOptions, NodeOptions};
+use crate::cli::{self, NetworkOptions, NodeOptions};
 use crate::hello::image as hello;
+use crate::sandbox;
 
 /// DNS is served on the node's address at this port and reached through its Service at 53: on a
 /// real host, port 53 of the node may be taken.
@@ -29,12 +31,39 @@ const DNS_PORT: u16 = 10053;
 pub struct Place {
     pub data_dir: PathBuf,
     pub run_dir: PathBuf,
+    /// Control group of everything that runs in pods, below each controller's root.
     pub cgroup_root: String,
 }
 
-impl Config {
-    fn place(&self) -> Place {
-        Place { data_dir: self.data_dir.clone(), run_dir: self.run_dir.clone(), cgroup_root: self.cgroup_root.clone() }
+impl Place {
+    /// The place of the one node that a host can be outside of throwaway clusters.
+    pub fn on_host(place: &cli::Place) -> Place {
+        Place {
+            data_dir: place.data_dir.clone(),
+            run_dir: Path::new(sandbox::RUN_ROOT).join(sandbox::HOST),
+            cgroup_root: place.cgroup_root.clone(),
+        }
+    }
+
+    /// All that a node and its control plane keep in the data directory, which they may share with others.
+    pub fn data(&self) -> Vec<PathBuf> {
+        let names = ["store", "pki", "runtime", "kubelet", "network", "logs", "kubeconfig"];
+        names.iter().map(|name| self.data_dir.join(name)).collect()
+    }
+
+    /// Takes the place for this process, and says in the file which one that is.
+    pub fn lock(&self) -> anyhow::Result<File> {
+        let Some(mut file) = sandbox::try_lock(&self.run_dir)? else {
+            let pid = self.pid().map_or(String::new(), |pid| format!(" (pid {pid})"));
+            bail!("this host is a node already{pid}; `isopod down --server` stops it");
+        };
+        file.set_len(0).and_then(|()| write!(file, "{}", std::process::id())).context("write the lock file")?;
+        Ok(file)
+    }
+
+    /// The process that has, or last had, the place.
+    pub fn pid(&self) -> Option<i32> {
+        std::fs::read_to_string(self.run_dir.join("lock")).ok()?.parse().ok()
     }
 }
 
@@ -45,9 +74,9 @@ pub async fn start(
     components: &mut Components,
     progress: &Progress,
 ) -> anyhow::Result<()> {
-    let place = config.place();
-    let images = import_images(&place, config.image_archives.clone());
-    let runtime = start_runtime(&place, &config.network, components.shutdown()).await?;
+    let place = &config.place;
+    let images = import_images(place, config.image_archives.clone());
+    let runtime = start_runtime(place, &config.network, components.shutdown()).await?;
     let endpoint = runtime.endpoint.clone();
     components.spawn("container runtime", async move { runtime.task.await? });
     images.await?;
@@ -56,7 +85,7 @@ pub async fn start(
     let node =
         plane.client(UserInfo::new(format!("system:node:{}", config.node_name), [NODES, AUTHENTICATED]), "kubelet");
     let mut kubelet_config =
-        kubelet_config(&place, &config.node_name, config.node_ip, &endpoint, &config.network, &config.node)?;
+        kubelet_config(place, &config.node_name, config.node_ip, &endpoint, &config.network, &config.node)?;
     let ip = IpAddr::V4(config.node_ip);
     let serving = plane.pki.node_serving(&config.node_name, std::slice::from_ref(&config.node_name), &[ip])?;
     kubelet_config.server = Some(kubelet::Server {
@@ -104,27 +133,9 @@ pub async fn start_runtime(
     network: &NetworkOptions,
     shutdown: CancellationToken,
 ) -> anyhow::Result<Runtime> {
-    let bridge = Bridge::new(bridge::Config {
-        bridge: "cni0".into(),
-        state_dir: place.data_dir.join("network"),
-        cluster_cidr: network.cluster_cidr.parse().context("--cluster-cidr")?,
-    });
-    let bridge: Arc<dyn PodNetwork> = Arc::new(bridge.context("prepare the pod network")?);
-    let socket = place.run_dir.join("runtime.sock");
-    let endpoint = format!("unix://{}", socket.display());
-    let task = tokio::spawn(runtime::serve(
-        runtime::Config {
-            root: place.data_dir.join("runtime"),
-            state: place.run_dir.join("runtime"),
-            socket: socket.clone(),
-            cgroup_root: place.cgroup_root.clone(),
-            network: bridge,
-            streaming_listen: (Ipv4Addr::LOCALHOST, 0).into(),
-            shim_exe: "/proc/self/exe".into(),
-            builtin_images: [(hello::NAME.to_owned(), Arc::new(hello::write) as runtime::WriteImage)].into(),
-        },
-        shutdown,
-    ));
+    let config = runtime_config(place, network.cluster_cidr.parse().context("--cluster-cidr")?)?;
+    let endpoint = format!("unix://{}", config.socket.display());
+    let task = tokio::spawn(runtime::serve(config, shutdown));
     let mut client = cri::v1::runtime_service_client::RuntimeServiceClient::new(cri::connect(&endpoint));
     while client.version(cri::v1::VersionRequest::default()).await.is_err() {
         if task.is_finished() {
@@ -136,6 +147,37 @@ pub async fn start_runtime(
         tokio::time::sleep(std::time::Duration::from_millis(2)).await;
     }
     Ok(Runtime { endpoint, task })
+}
+
+fn runtime_config(place: &Place, pods: network::Range) -> anyhow::Result<runtime::Config> {
+    let bridge = Bridge::new(bridge_config(place, pods)).context("prepare the pod network")?;
+    Ok(runtime::Config {
+        root: place.data_dir.join("runtime"),
+        state: place.run_dir.join("runtime"),
+        socket: place.run_dir.join("runtime.sock"),
+        cgroup_root: place.cgroup_root.clone(),
+        network: Arc::new(bridge),
+        streaming_listen: (Ipv4Addr::LOCALHOST, 0).into(),
+        shim_exe: "/proc/self/exe".into(),
+        builtin_images: [(hello::NAME.to_owned(), Arc::new(hello::write) as runtime::WriteImage)].into(),
+    })
+}
+
+fn bridge_config(place: &Place, pods: network::Range) -> bridge::Config {
+    bridge::Config { bridge: "cni0".into(), state_dir: place.data_dir.join("network"), cluster_cidr: pods }
+}
+
+/// Ends every pod of the embedded runtime and takes away the node's network and firewall rules. What is
+/// left of them after a crash (mounts, control groups) is the caller's to sweep up.
+pub async fn clean_up(place: &Place) -> anyhow::Result<()> {
+    // Only the rules depend on it, and they go.
+    let pods = network::Range { base: Ipv4Addr::UNSPECIFIED, prefix: 0 };
+    let removed = runtime::remove_all(runtime_config(place, pods)?).await.context("end the pods");
+    bridge::clean_up(&bridge_config(place, pods)).await.context("remove the pod network")?;
+    for mode in proxy::applier::MODES {
+        (mode.clean_up)().with_context(|| format!("remove the rules of proxy mode {}", mode.name))?;
+    }
+    removed
 }
 
 /// Imports archives on a blocking thread, beside whatever else starts.

@@ -41,11 +41,8 @@ pub fn kubelet(options: Kubelet, verbose: u8) -> anyhow::Result<()> {
         let name = node_name(options.node_name.as_deref())?;
         let ip = options.node_ip.map_or_else(default_route_address, Ok)?;
         let client = client::remote(&options.kubeconfig, None, "kubelet").await?;
-        let place = node::Place {
-            data_dir: options.data_dir.clone(),
-            run_dir: "/run/isopod/kubelet".into(),
-            cgroup_root: "/isopod/kubelet".into(),
-        };
+        let place = node::Place::on_host(&options.place);
+        let _lock = place.lock()?;
         let endpoint = match options.container_runtime_endpoint.clone() {
             Some(endpoint) => endpoint,
             None => node::start_runtime(&place, &options.network, shutdown.clone()).await?.endpoint,

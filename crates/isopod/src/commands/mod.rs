@@ -18,7 +18,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     match arguments.command {
         Command::Up(options) => return up::run(&options, verbose),
         Command::ClusterProcess { spec } => return up::cluster_process(&spec),
-        Command::Down(name) => down::run(&name.name)?,
+        Command::Down(options) => down::run(&options)?,
         Command::List => down::list(),
         Command::Demo(name) => demo::run(&name, verbose)?,
         Command::Server(options) => server::run(&options, true, verbose)?,

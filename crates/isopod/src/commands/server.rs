@@ -6,6 +6,7 @@ use anyhow::Context;
 
 use super::preflight;
 use crate::cli::Server;
+use crate::cluster::node::Place;
 use crate::{cluster, logging};
 
 pub fn run(options: &Server, with_node: bool, verbose: u8) -> anyhow::Result<()> {
@@ -14,19 +15,19 @@ pub fn run(options: &Server, with_node: bool, verbose: u8) -> anyhow::Result<()>
         preflight::node()?;
     }
     logging::to_stderr(verbose.max(1));
+    let place = Place::on_host(&options.place);
+    let _lock = if with_node { Some(place.lock()?) } else { None };
     let address = (options.bind_address, options.secure_port);
     let listener =
         TcpListener::bind(address).with_context(|| format!("listen on {}:{} for the API", address.0, address.1))?;
     let config = cluster::Config {
         node_name: node_name(options.node_name.as_deref())?,
         node_ip: options.node_ip.map_or_else(default_route_address, Ok)?,
-        data_dir: options.data_dir.clone(),
-        run_dir: "/run/isopod/server".into(),
-        cgroup_root: "/isopod/server".into(),
         network: options.network.clone(),
         node: options.node.clone(),
         api_port: options.secure_port,
-        kubeconfig: options.write_kubeconfig.clone().unwrap_or_else(|| options.data_dir.join("kubeconfig")),
+        kubeconfig: options.write_kubeconfig.clone().unwrap_or_else(|| place.data_dir.join("kubeconfig")),
+        place,
         kubeconfig_server: format!("https://127.0.0.1:{}", options.secure_port),
         context: "isopod".into(),
         certificate_names: options.tls_san.clone(),
@@ -34,6 +35,9 @@ pub fn run(options: &Server, with_node: bool, verbose: u8) -> anyhow::Result<()>
         with_node,
     };
     let progress = cluster::Progress::to_log();
+    if with_node {
+        tracing::info!("pods go on running when this process ends; `isopod down --server` ends them");
+    }
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(cluster::run(
         config,
         vec![listener],

@@ -108,7 +108,7 @@ pub fn run(options: &Up, verbose: u8) -> anyhow::Result<ExitCode> {
 
 fn finish(sandbox: &Sandbox, wanted: bool) -> anyhow::Result<ExitCode> {
     if wanted {
-        cleanup::remove(sandbox)?;
+        cleanup::remove_sandbox(sandbox)?;
         println!("cluster {:?} is removed", sandbox.name);
         return Ok(ExitCode::SUCCESS);
     }
@@ -244,9 +244,11 @@ pub fn cluster_process(spec: &Path) -> anyhow::Result<ExitCode> {
         let config = cluster::Config {
             node_name: format!("{}-1", sandbox.name),
             node_ip: NODE_IP,
-            data_dir: sandbox.data_dir.clone(),
-            run_dir: sandbox.run_dir.clone(),
-            cgroup_root: sandbox.cgroup(),
+            place: cluster::node::Place {
+                data_dir: sandbox.data_dir.clone(),
+                run_dir: sandbox.run_dir.clone(),
+                cgroup_root: sandbox.cgroup(),
+            },
             network: spec.network,
             node: NodeOptions::throwaway(),
             api_port: cluster::IN_CLUSTER_API_PORT,

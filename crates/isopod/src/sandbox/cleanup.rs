@@ -21,39 +21,57 @@ use super::{RUN_ROOT, Sandbox, namespaces};
 const KILL_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Removes everything that belongs to `sandbox`. The caller holds its lock or knows it dead.
-pub fn remove(sandbox: &Sandbox) -> anyhow::Result<()> {
-    kill_all(sandbox)?;
+pub fn remove_sandbox(sandbox: &Sandbox) -> anyhow::Result<()> {
+    let pins = pins(&sandbox.run_dir.join("ns"));
+    kill_all(&pins, &sandbox.cgroup())?;
     namespaces::unpin(&sandbox.run_dir.join("ns"));
-    unmount_below(&[&sandbox.run_dir, &sandbox.data_dir])?;
-    for root in cgroup_roots() {
-        remove_cgroup(&root.join(sandbox.cgroup().trim_start_matches('/')))?;
-        // The shared parent goes with the last cluster.
-        let _ = fs::remove_dir(root.join("isopod"));
-    }
-    for dir in [&sandbox.data_dir, &sandbox.run_dir] {
-        match fs::remove_dir_all(dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("remove {}", dir.display()));
-            }
-            _ => {}
-        }
-    }
+    sweep(&sandbox.cgroup(), &[&sandbox.run_dir, &sandbox.data_dir])?;
+    remove(&[&sandbox.data_dir, &sandbox.run_dir])?;
     for parent in [RUN_ROOT, super::DATA_ROOT, "/var/lib/isopod"] {
         let _ = fs::remove_dir(parent);
     }
     Ok(())
 }
 
+/// Kills what is in the control group, unmounts what is below `dirs`, removes the control group.
+pub fn sweep(cgroup: &str, dirs: &[&Path]) -> anyhow::Result<()> {
+    kill_all(&BTreeSet::new(), cgroup)?;
+    unmount_below(dirs)?;
+    for root in cgroup_roots() {
+        let path = root.join(cgroup.trim_start_matches('/'));
+        remove_cgroup(&path)?;
+        // Parents that are shared, such as /isopod, go with the last of their children.
+        for parent in path.ancestors().skip(1).take_while(|parent| *parent != root) {
+            let _ = fs::remove_dir(parent);
+        }
+    }
+    Ok(())
+}
+
+/// Removes files and directories; missing ones are no error.
+pub fn remove(paths: &[&Path]) -> anyhow::Result<()> {
+    for path in paths {
+        let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+        match removed {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("remove {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Kills until nothing is left: processes may fork while they are being killed.
-fn kill_all(sandbox: &Sandbox) -> anyhow::Result<()> {
+fn kill_all(pins: &BTreeSet<(u64, u64)>, cgroup: &str) -> anyhow::Result<()> {
     let deadline = Instant::now() + KILL_PATIENCE;
     loop {
-        let processes = processes(sandbox);
+        let processes = processes(pins, cgroup);
         if processes.is_empty() {
             return Ok(());
         }
         if Instant::now() > deadline {
-            bail!("processes {processes:?} of cluster {:?} do not end; is a disk hanging?", sandbox.name);
+            bail!("processes {processes:?} of {cgroup} do not end; is a disk hanging?");
         }
         for pid in processes {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
@@ -66,20 +84,20 @@ fn kill_all(sandbox: &Sandbox) -> anyhow::Result<()> {
     }
 }
 
-/// Pids in the cluster's namespaces or control groups, this process aside.
-fn processes(sandbox: &Sandbox) -> Vec<i32> {
-    let pins: BTreeSet<(u64, u64)> = ["net", "mnt"]
-        .iter()
-        .filter_map(|name| identity(&sandbox.run_dir.join("ns").join(name)))
-        .filter(|pin| own_namespaces().iter().all(|own| own != pin))
-        .collect();
-    let cgroup = sandbox.cgroup();
+/// The namespaces pinned in `dir`, but never those of this process.
+fn pins(dir: &Path) -> BTreeSet<(u64, u64)> {
+    let own = own_namespaces();
+    ["net", "mnt"].iter().filter_map(|name| identity(&dir.join(name))).filter(|pin| !own.contains(pin)).collect()
+}
+
+/// Pids in the namespaces or the control group, this process aside.
+fn processes(pins: &BTreeSet<(u64, u64)>, cgroup: &str) -> Vec<i32> {
     let own_pid = std::process::id() as i32;
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
-        .filter(|&pid| pid != own_pid && belongs(pid, &pins, &cgroup))
+        .filter(|&pid| pid != own_pid && belongs(pid, pins, cgroup))
         .collect()
 }
 

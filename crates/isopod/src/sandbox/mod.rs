@@ -1,7 +1,7 @@
 //! The place a throwaway cluster lives in: its namespaces, directories and control groups.
 //!
 //! `isopod up` puts a whole cluster into a [`Sandbox`], so that nothing of it shows on the host but
-//! one loopback listener, and so that [`cleanup::remove`] can take it away again whatever happened.
+//! one loopback listener, and so that [`cleanup::remove_sandbox`] can take it away again whatever happened.
 //! It knows nothing of what runs inside. The namespaces are pinned by bind mounts, as `ip netns`
 //! does, because pods outlive the main process: a second start must find the same ones.
 
@@ -18,9 +18,12 @@ pub use namespaces::{Namespaces, in_network_namespace};
 use serde::{Deserialize, Serialize};
 
 /// Runtime state of every throwaway cluster; a tmpfs on most machines.
-const RUN_ROOT: &str = "/run/isopod";
+pub const RUN_ROOT: &str = "/run/isopod";
 /// Stored state of every throwaway cluster.
 const DATA_ROOT: &str = "/var/lib/isopod/clusters";
+
+/// The name, among those of throwaway clusters, of what runs on the host itself.
+pub const HOST: &str = "node";
 
 /// The first node's address on the cluster's private LAN; the LAN's own end is `.1`.
 pub const NODE_IP: Ipv4Addr = Ipv4Addr::new(10, 40, 0, 2);
@@ -44,6 +47,20 @@ pub struct State {
     pub kubeconfig: PathBuf,
 }
 
+/// Takes a run directory for this process and its children; `None` while others have it. The lock ends when
+/// the last of them closes the file; a guard that unlocks would end it for the main process when a detached
+/// launcher leaves.
+pub fn try_lock(run_dir: &Path) -> anyhow::Result<Option<File>> {
+    fs::create_dir_all(run_dir).with_context(|| format!("create {}", run_dir.display()))?;
+    let path = run_dir.join("lock");
+    let file = File::options().create(true).truncate(false).read(true).write(true).open(&path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", path.display())),
+    }
+}
+
 impl Sandbox {
     /// Names are path components and cgroup names, so they must be DNS labels.
     pub fn new(name: &str) -> anyhow::Result<Sandbox> {
@@ -56,6 +73,9 @@ impl Sandbox {
             bail!(
                 "cluster name {name:?} must be at most 40 lower-case letters, digits or '-', and not begin or end with '-'"
             );
+        }
+        if name == HOST {
+            bail!("cluster name {HOST:?} is taken: it is what `isopod server` runs as");
         }
         Ok(Sandbox {
             name: name.to_owned(),
@@ -72,6 +92,7 @@ impl Sandbox {
             .flat_map(|entries| entries.flatten())
             .filter(|entry| entry.file_type().is_ok_and(|t| t.is_dir()))
             .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter(|name| name != HOST)
             .collect();
         names.sort();
         names.dedup();
@@ -92,23 +113,15 @@ impl Sandbox {
         fs::write(&path, serde_json::to_vec(state)?).with_context(|| format!("write {}", path.display()))
     }
 
-    /// Takes the cluster for this process and its children. The lock ends when the last of them closes
-    /// the file; a guard that unlocks would end it for the main process when a detached launcher leaves.
+    /// Takes the cluster for this process and its children.
     pub fn lock(&self) -> anyhow::Result<File> {
-        for dir in [&self.run_dir, &self.data_dir] {
-            fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
-        }
-        let path = self.run_dir.join("lock");
-        let file = File::options().create(true).truncate(false).write(true).open(&path)?;
-        match file.try_lock() {
-            Ok(()) => Ok(file),
-            Err(TryLockError::WouldBlock) => {
-                let pid = self.state().map_or(String::new(), |s| format!(" (pid {})", s.pid));
-                let name = &self.name;
-                bail!("cluster {name:?} is already running{pid}; use it, or remove it with `isopod down --name {name}`")
-            }
-            Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", path.display())),
-        }
+        fs::create_dir_all(&self.data_dir).with_context(|| format!("create {}", self.data_dir.display()))?;
+        let Some(file) = try_lock(&self.run_dir)? else {
+            let pid = self.state().map_or(String::new(), |s| format!(" (pid {})", s.pid));
+            let name = &self.name;
+            bail!("cluster {name:?} is already running{pid}; use it, or remove it with `isopod down --name {name}`")
+        };
+        Ok(file)
     }
 
     /// The pinned namespaces, made and wired up if this is the first start.
