@@ -7,6 +7,7 @@ pub mod events;
 pub mod informer;
 pub mod reference;
 mod reflector;
+mod service_accounts;
 pub mod workqueue;
 
 use std::path::Path;
@@ -21,18 +22,23 @@ pub use events::{EventRecorder, EventType};
 pub use informer::{Event, Informer, Informers, Store, Subscription};
 pub use kube::Client;
 pub use reference::{controller_of, key_of, owner_reference, split_key};
+pub use service_accounts::ServiceAccounts;
 pub use workqueue::WorkQueue;
 
 /// A client of the cluster named by `context` (the current one if none) of a kubeconfig file.
 pub async fn remote(kubeconfig: &Path, context: Option<&str>, user_agent: &str) -> anyhow::Result<Client> {
+    let mut config = remote_config(kubeconfig, context).await?;
+    config.headers.push((USER_AGENT, HeaderValue::from_str(user_agent).context("user agent")?));
+    Client::try_from(config).with_context(|| format!("build a client from {}", kubeconfig.display()))
+}
+
+/// How to reach that cluster, and as whom.
+pub async fn remote_config(kubeconfig: &Path, context: Option<&str>) -> anyhow::Result<kube::Config> {
     let file =
         Kubeconfig::read_from(kubeconfig).with_context(|| format!("read kubeconfig {}", kubeconfig.display()))?;
     let options = KubeConfigOptions { context: context.map(Into::into), ..Default::default() };
-    let mut config = kube::Config::from_custom_kubeconfig(file, &options)
-        .await
-        .with_context(|| format!("use kubeconfig {}", kubeconfig.display()))?;
-    config.headers.push((USER_AGENT, HeaderValue::from_str(user_agent).context("user agent")?));
-    Client::try_from(config).with_context(|| format!("build a client from {}", kubeconfig.display()))
+    let config = kube::Config::from_custom_kubeconfig(file, &options).await;
+    config.with_context(|| format!("use kubeconfig {}", kubeconfig.display()))
 }
 
 /// A client whose requests are answered by `service` without a socket. The caller has bound an identity to the service.

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context;
 use client::Informers;
@@ -28,6 +29,11 @@ pub fn controller_manager(options: Component, verbose: u8) -> anyhow::Result<()>
     until_signal(async move |shutdown| {
         let client = client::remote(&options.kubeconfig, None, "kube-controller-manager").await?;
         let mut config = controllers::Config::new(client.clone());
+        let accounts = client::ServiceAccounts::new(&options.kubeconfig, client.clone()).await?;
+        config.clients = Arc::new(move |name: &str| accounts.client(name));
+        // What clients in pods are to trust is what this one trusts.
+        let ca = client::remote_config(&options.kubeconfig, None).await?.root_cert;
+        config.root_ca = ca.map(|certificates| certificates.iter().map(|der| pem(der)).collect());
         config.election = options.leader_elect.then(identity).transpose()?;
         config.cluster_cidr = Some(options.network.cluster_range()?);
         controllers::run(config, Informers::new(client), shutdown).await
@@ -43,11 +49,17 @@ pub fn kubelet(options: Kubelet, verbose: u8) -> anyhow::Result<()> {
         let client = client::remote(&options.kubeconfig, None, "kubelet").await?;
         let place = node::Place::on_host(&options.place);
         let _lock = place.lock()?;
-        let endpoint = match options.container_runtime_endpoint.clone() {
-            Some(endpoint) => endpoint,
-            None => node::start_runtime(&place, &options.network, shutdown.clone()).await?.endpoint,
+        let config =
+            |endpoint: &str| node::kubelet_config(&place, &name, ip, endpoint, &options.network, &options.node);
+        let mut config = match &options.container_runtime_endpoint {
+            // Another runtime knows no root but the machine's, so that the pods' paths have to name ours.
+            Some(endpoint) => kubelet::Config {
+                cgroup_root: place.cgroup_root.clone(),
+                runtime_cgroup_root: String::new(),
+                ..config(endpoint)?
+            },
+            None => config(&node::start_runtime(&place, &options.network, shutdown.clone()).await?.endpoint)?,
         };
-        let mut config = node::kubelet_config(&place, &name, ip, &endpoint, &options.network, &options.node)?;
         config.server = server(&options, ip)?;
         kubelet::run(config, client, shutdown).await
     })
@@ -77,6 +89,13 @@ fn until_signal(work: impl AsyncFnOnce(CancellationToken) -> anyhow::Result<()>)
             _ = interrupt.recv() => { shutdown.cancel(); running.await }
         }
     })
+}
+
+fn pem(certificate: &[u8]) -> String {
+    use base64::Engine as _;
+    let text = base64::engine::general_purpose::STANDARD.encode(certificate);
+    let lines: Vec<&str> = text.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
+    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
 
 /// Unique among the candidates for a Lease.
