@@ -37,10 +37,6 @@ fn asked(claim: &Value) -> Option<Quantity> {
 
 #[async_trait]
 impl Admission for PersistentVolumeClaimResize {
-    fn name(&self) -> &'static str {
-        "PersistentVolumeClaimResize"
-    }
-
     fn handles(&self, operation: Operation) -> bool {
         operation == Operation::Update
     }

@@ -75,10 +75,6 @@ fn schedule(spec: &mut Value, scheduling: &Scheduling) -> Result<(), String> {
 
 #[async_trait]
 impl Admission for RuntimeClass {
-    fn name(&self) -> &'static str {
-        "RuntimeClass"
-    }
-
     fn handles(&self, operation: Operation) -> bool {
         operation == Operation::Create
     }

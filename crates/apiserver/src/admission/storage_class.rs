@@ -24,10 +24,6 @@ impl DefaultStorageClass {
 
 #[async_trait]
 impl Admission for DefaultStorageClass {
-    fn name(&self) -> &'static str {
-        "DefaultStorageClass"
-    }
-
     fn handles(&self, operation: Operation) -> bool {
         operation == Operation::Create
     }

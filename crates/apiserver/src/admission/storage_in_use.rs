@@ -14,10 +14,6 @@ pub struct StorageObjectInUseProtection;
 
 #[async_trait]
 impl Admission for StorageObjectInUseProtection {
-    fn name(&self) -> &'static str {
-        "StorageObjectInUseProtection"
-    }
-
     fn handles(&self, operation: Operation) -> bool {
         operation == Operation::Create
     }

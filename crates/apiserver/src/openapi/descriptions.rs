@@ -1,56 +1,40 @@
-//! The prose of the built-in types, from k8s-openapi's schemas.
+//! The prose of the built-in types, as `build.rs` packed it.
 
-use k8s_openapi::{api, apimachinery::pkg::apis::meta::v1 as meta};
-use schemars::generate::{SchemaGenerator, SchemaSettings};
-use serde_json::{Map, Value};
+use std::collections::HashMap;
 
-/// Adds the types of each module to the generator.
-macro_rules! add {
-    ($generator:ident: $($module:tt { $($kind:ident),+ $(,)? })+) => {
-        $($(one!($generator, $module, $kind);)+)+
-    };
-}
+use flate2::read::DeflateDecoder;
 
-macro_rules! one {
-    ($generator:ident, [$($module:tt)+], $kind:ident) => {
-        $generator.subschema_for::<$($module)+::$kind>()
-    };
-}
+/// What is said of a type: of itself, and of its fields by JSON name.
+type Prose = (Option<String>, HashMap<String, Option<String>>);
 
-/// Schemas by type name; only their descriptions are of interest. Built per call: it is large.
-pub fn all() -> Map<String, Value> {
-    let mut generator: SchemaGenerator = SchemaSettings::openapi3().into_generator();
-    add! { generator:
-        [api::core::v1] {
-            Binding, ComponentStatus, ConfigMap, Endpoints, Event, LimitRange, Namespace, Node, PersistentVolume,
-            PersistentVolumeClaim, Pod, PodTemplate, ReplicationController, ResourceQuota, Secret, Service, ServiceAccount,
-        }
-        [api::admissionregistration::v1] {
-            MutatingWebhookConfiguration, ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding,
-            ValidatingWebhookConfiguration,
-        }
-        [api::apps::v1] { ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet }
-        [api::authentication::v1] { SelfSubjectReview, TokenRequest, TokenReview }
-        [api::authorization::v1] {
-            LocalSubjectAccessReview, SelfSubjectAccessReview, SelfSubjectRulesReview, SubjectAccessReview,
-        }
-        [api::autoscaling::v1] { HorizontalPodAutoscaler, Scale }
-        [api::autoscaling::v2] { HorizontalPodAutoscaler }
-        [api::batch::v1] { CronJob, Job }
-        [api::certificates::v1] { CertificateSigningRequest }
-        [api::coordination::v1] { Lease }
-        [api::discovery::v1] { EndpointSlice }
-        [api::events::v1] { Event }
-        [api::flowcontrol::v1] { FlowSchema, PriorityLevelConfiguration }
-        [api::networking::v1] { IPAddress, Ingress, IngressClass, NetworkPolicy, ServiceCIDR }
-        [api::node::v1] { RuntimeClass }
-        [api::policy::v1] { Eviction, PodDisruptionBudget }
-        [api::rbac::v1] { ClusterRole, ClusterRoleBinding, Role, RoleBinding }
-        [api::scheduling::v1] { PriorityClass }
-        [api::storage::v1] {
-            CSIDriver, CSINode, CSIStorageCapacity, StorageClass, VolumeAttachment, VolumeAttributesClass,
-        }
-        [meta] { DeleteOptions, ListMeta, Patch, Status }
+pub struct Descriptions(HashMap<String, Prose>);
+
+impl Descriptions {
+    /// Unpacked per call: they are large, and wanted only while a document is built.
+    pub fn unpack() -> Descriptions {
+        let packed: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptions"));
+        Descriptions(serde_json::from_reader(DeflateDecoder::new(packed)).expect("build.rs packs valid JSON"))
     }
-    generator.take_definitions(true)
+
+    pub fn of_type(&self, name: &str) -> Option<&str> {
+        self.0.get(name)?.0.as_deref()
+    }
+
+    pub fn of_field(&self, name: &str, field: &str) -> Option<&str> {
+        self.0.get(name)?.1.get(field)?.as_deref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Descriptions;
+
+    #[test]
+    fn types_and_fields_are_described() {
+        let descriptions = Descriptions::unpack();
+        let (pod, container) = ("io.k8s.api.core.v1.Pod", "io.k8s.api.core.v1.Container");
+        assert!(descriptions.of_type(pod).is_some_and(|prose| prose.starts_with("Pod is a collection of containers")));
+        assert!(descriptions.of_field(container, "image").is_some_and(|prose| prose.contains("image name")));
+        assert_eq!(descriptions.of_field(container, "nothing"), None);
+    }
 }

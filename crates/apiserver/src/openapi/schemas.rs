@@ -6,7 +6,8 @@ use machinery::schema::{Alternative, Field, FieldKind, ListType, Type, TypeId, T
 use resources::{registry, types};
 use serde_json::{Map, Value, json};
 
-use super::{Dialect, descriptions};
+use super::Dialect;
+use super::descriptions::Descriptions;
 
 /// Types that are no structs: name, JSON type, format.
 const SCALARS: [(&str, &str, &str); 8] = [
@@ -28,7 +29,7 @@ const ALTERNATIVES: [(&str, [&str; 2]); 2] =
 pub struct Schemas {
     dialect: Dialect,
     types: &'static Types,
-    prose: Map<String, Value>,
+    prose: Descriptions,
     /// Group, version and kind of each served kind's schema.
     kinds: BTreeMap<&'static str, Vec<Value>>,
     done: BTreeMap<String, Value>,
@@ -42,7 +43,7 @@ impl Schemas {
             let kind = json!({"group": facts.group, "version": facts.version, "kind": facts.kind});
             kinds.entry(facts.schema).or_default().push(kind);
         }
-        Schemas { dialect, types: types(), prose: descriptions::all(), kinds, done: BTreeMap::new() }
+        Schemas { dialect, types: types(), prose: Descriptions::unpack(), kinds, done: BTreeMap::new() }
     }
 
     pub fn finish(self) -> Value {
@@ -78,7 +79,6 @@ impl Schemas {
     }
 
     fn named(&mut self, name: &str) -> Value {
-        let prose = self.prose.get(name).and_then(|schema| schema["description"].as_str()).map(str::to_owned);
         let mut schema = match (self.types.get(name), SCALARS.iter().find(|(scalar, ..)| *scalar == name)) {
             (_, Some((_, kind, format))) => match ALTERNATIVES.iter().find(|(alternative, _)| *alternative == name) {
                 Some((_, kinds)) if self.dialect == Dialect::V3 => one_of(kinds, format),
@@ -87,7 +87,7 @@ impl Schemas {
             (Some(type_), None) => self.structure(type_),
             (None, None) => json!({"type": "object"}),
         };
-        if let Some(prose) = prose {
+        if let Some(prose) = self.prose.of_type(name) {
             schema["description"] = prose.into();
         }
         if let Some(kinds) = self.kinds.get(name) {
@@ -101,10 +101,8 @@ impl Schemas {
         let mut required = Vec::new();
         for field in &type_.fields {
             let mut property = self.field(field);
-            let prose =
-                self.prose.get(&*type_.name).map(|schema| &schema["properties"][&*field.json_name]["description"]);
-            if let Some(Value::String(prose)) = prose {
-                property["description"] = prose.as_str().into();
+            if let Some(prose) = self.prose.of_field(&type_.name, &field.json_name) {
+                property["description"] = prose.into();
             }
             if field.required {
                 required.push(&*field.json_name);

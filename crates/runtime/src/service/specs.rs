@@ -198,7 +198,8 @@ impl Context<'_> {
             let found = self.runtime.images.get(&image.image)?;
             let found =
                 found.with_context(|| format!("image {:?} for volume {} not found", image.image, target.display()))?;
-            let source = Source::Image { lowers: Images::lowers(&found), sub_path: mount.image_sub_path.clone().into() };
+            let source =
+                Source::Image { lowers: Images::lowers(&found), sub_path: mount.image_sub_path.clone().into() };
             return Ok(Mount { source, target, readonly: true, recursive_readonly: true, ..Mount::default() });
         }
         let host = Path::new(&mount.host_path);
