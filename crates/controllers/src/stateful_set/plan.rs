@@ -210,12 +210,11 @@ fn update(view: &View, replicas: &[Option<Arc<Pod>>], plan: &mut Plan) {
         plan.actions.iter().any(|action| matches!(action, Action::Delete(other) if Arc::ptr_eq(other, pod)))
     };
     let updated = (view.partition() - view.start()).max(0) as usize..;
-    let candidates = replicas.get(updated).unwrap_or_default().iter().rev();
+    let mut candidates = replicas.get(updated).unwrap_or_default().iter().rev();
     let delete: Vec<_> = match view.max_unavailable() {
         None => {
-            let settled =
-                |slot: &&Option<Arc<Pod>>| slot.as_ref().is_some_and(|pod| view.is_usable(pod) && !view.is_old(pod));
-            let next = candidates.skip_while(settled).next().and_then(Option::as_ref);
+            let settled = |pod: &Arc<Pod>| view.is_usable(pod) && !view.is_old(pod);
+            let next = candidates.find(|slot| !slot.as_ref().is_some_and(settled)).and_then(Option::as_ref);
             next.filter(|pod| view.is_old(pod) && !doomed(pod)).into_iter().collect()
         }
         Some(limit) => {
