@@ -81,8 +81,9 @@ impl Controller for StatefulSetController {
         };
         let plan = plan::plan(&view, &pods);
         let old_template = template_of(&current).unwrap_or_else(|| spec.template.clone());
-        let outcome = self.execute(&view, &old_template, plan.actions).await;
+        // First: once a condemned pod is gone, nothing tells that its claims should have gone with it.
         self.retain_claims(&view, &pods).await?;
+        let outcome = self.execute(&view, &old_template, plan.actions).await;
         self.write_status(&set, plan.status).await?;
         outcome?;
         self.truncate(&view, &revisions, &pods).await?;
