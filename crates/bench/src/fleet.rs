@@ -89,14 +89,17 @@ fn ready(list: &[u8]) -> anyhow::Result<usize> {
     Ok(list["items"].as_array().into_iter().flatten().filter(is_ready).count())
 }
 
-/// What makes a pod go to the nodes of a run: a pod spec's fields.
+/// What makes a pod go to the nodes of a run: a pod spec's fields. Every taint is tolerated: that the machine's disk is
+/// nearly full does not matter to pods without processes.
 pub fn placement(run: &str) -> Value {
-    json!({"nodeSelector": {RUN: run}, "tolerations": [{"key": RUN, "operator": "Exists"}]})
+    json!({"nodeSelector": {RUN: run}, "tolerations": [{"operator": "Exists", "effect": "NoSchedule"}]})
 }
 
-/// Removes the nodes of a run, whose kubelets have stopped.
+/// Removes the nodes of a run, whose kubelets have stopped, and at once what is left of pods on them.
 pub async fn remove(target: &std::sync::Arc<Target>, run: &str) -> anyhow::Result<()> {
-    Connection::open(target).await?.drain(&Call::delete(nodes(run))).await?;
+    let mut connection = Connection::open(target).await?;
+    connection.drain(&Call::delete(nodes(run))).await?;
+    connection.drain(&Call::delete(format!("/api/v1/namespaces/{run}/pods?gracePeriodSeconds=0"))).await?;
     Ok(())
 }
 

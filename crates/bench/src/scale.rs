@@ -50,9 +50,9 @@ pub async fn run(context: &Context<'_>, report: &mut Report) -> anyhow::Result<(
     for number in 0..options.runs {
         let mut deployment = Deployment::create(context, &format!("scale-{number}")).await?;
         for phase in Phase::ALL {
-            let before = Metrics::read(&mut deployment.connection).await?;
+            let before = Metrics::read(context).await?;
             let took = deployment.pass(phase).await?.as_secs_f64();
-            let after = Metrics::read(&mut deployment.connection).await?;
+            let after = Metrics::read(context).await?;
             let (pods, writes) = rates.entry(phase.measure()).or_default();
             pods.push(options.replicas as f64 / took);
             writes.push((after.writes - before.writes) / took);
@@ -74,7 +74,6 @@ pub async fn run(context: &Context<'_>, report: &mut Report) -> anyhow::Result<(
 
 struct Deployment<'a> {
     context: &'a Context<'a>,
-    connection: Connection,
     watch: Watch,
     pods: Pods,
     path: String,
@@ -91,7 +90,7 @@ impl<'a> Deployment<'a> {
             Connection::open(context.target).await?.watch(format!("{pods}?watch=1&resourceVersion={version}")).await?;
         let body = deployment(name, context.namespace.name(), &context.options.image);
         connection.call(&Call::post(&collection, body.to_string())).await?;
-        Ok(Deployment { context, connection, watch, pods: Pods::default(), path: format!("{collection}/{name}") })
+        Ok(Deployment { context, watch, pods: Pods::default(), path: format!("{collection}/{name}") })
     }
 
     /// How long from the call until all pods are as they should be.
@@ -106,7 +105,12 @@ impl<'a> Deployment<'a> {
         let limit = self.context.options.pod_timeout;
         match tokio::time::timeout(limit, self.settle(phase, replicas)).await {
             Ok(settled) => settled.map(|end| end.duration_since(start)),
-            Err(_) => anyhow::bail!("after {limit:?} still not done: {}: {:?}", phase.measure(), self.pods),
+            Err(_) => anyhow::bail!(
+                "after {limit:?} still not done: {}: {} pods, Ready by template: {:?}",
+                phase.measure(),
+                self.pods.all,
+                self.pods.ready
+            ),
         }
     }
 
@@ -126,16 +130,18 @@ impl<'a> Deployment<'a> {
     }
 
     async fn change(&mut self, pointer: &str, value: Value) -> anyhow::Result<()> {
-        let body = self.connection.call(&Call::get(&self.path)).await?;
+        // A connection of its own: the server closes one that was idle for a whole pass.
+        let mut connection = Connection::open(self.context.target).await?;
+        let body = connection.call(&Call::get(&self.path)).await?;
         let mut object: Value = serde_json::from_slice(&body).context("read the deployment")?;
         // The controller writes status meanwhile: that is no conflict of ours.
         object["metadata"].as_object_mut().map(|metadata| metadata.remove("resourceVersion"));
         *object.pointer_mut(pointer).context("the deployment lacks a field")? = value;
-        self.connection.call(&Call::put(&self.path, object.to_string())).await.map(drop)
+        connection.call(&Call::put(&self.path, object.to_string())).await.map(drop)
     }
 
-    async fn delete(mut self) -> anyhow::Result<()> {
-        self.connection.call(&Call::delete(&self.path)).await.map(drop)
+    async fn delete(self) -> anyhow::Result<()> {
+        Connection::open(self.context.target).await?.call(&Call::delete(&self.path)).await.map(drop)
     }
 }
 
@@ -221,8 +227,8 @@ struct Metrics {
 }
 
 impl Metrics {
-    async fn read(connection: &mut Connection) -> anyhow::Result<Metrics> {
-        let body = connection.call(&Call::get("/metrics")).await?;
+    async fn read(context: &Context<'_>) -> anyhow::Result<Metrics> {
+        let body = Connection::open(context.target).await?.call(&Call::get("/metrics")).await?;
         Ok(Metrics::parse(&String::from_utf8_lossy(&body)))
     }
 
