@@ -13,8 +13,8 @@ use serde_json::{Value, json};
 
 use super::kubelet::ENDS;
 use super::{Run, Scenario, survives};
+use crate::Handy as _;
 use crate::nodes::keeper;
-use crate::{Handy as _, until};
 
 pub const SCENARIOS: &[Scenario] = &[GARBAGE, NAMESPACE, PUBLISHED, QUOTA, BUDGET, NODES, POD_GC, TTL, AGGREGATION];
 
@@ -122,7 +122,7 @@ async fn namespace(run: Run) {
     namespaces.remove(&name, DeleteParams::default()).await;
     run.until_key::<ConfigMap>(&format!("{name}/held"), |map| map.metadata.deletion_timestamp.is_some()).await;
     maps.merge("held", json!({"metadata": {"finalizers": null}})).await;
-    crate::until_gone("the namespace", &namespaces, &name).await;
+    run.until_gone_key::<Namespace>(&name).await;
 }
 
 async fn published(run: Run) {
@@ -217,10 +217,9 @@ async fn ttl(run: Run) {
     let template = json!({"metadata": {"annotations": {ENDS: "Succeeded"}},
         "spec": {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}});
     let spec = json!({"ttlSecondsAfterFinished": 0, "template": template});
-    let job: Job = run.make(json!({"metadata": {"name": "job"}, "spec": spec})).await;
-    until("the job expired", || async { run.api::<Job>().get_opt("job").await.unwrap().is_none().then_some(()) }).await;
+    run.make::<Job>(json!({"metadata": {"name": "job"}, "spec": spec})).await;
+    run.until_gone::<Job>("job").await;
     run.until_list::<Pod>("its pods went too", <[_]>::is_empty).await;
-    drop(job);
 }
 
 async fn aggregation(run: Run) {

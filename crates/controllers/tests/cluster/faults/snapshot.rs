@@ -46,12 +46,19 @@ fn lines(run: &str, objects: Vec<(String, Value)>) -> Vec<String> {
     for (kind, object) in &objects {
         let metadata = &object["metadata"];
         let name = metadata["name"].as_str().unwrap_or_default();
-        let generated = metadata["generateName"].as_str().map(|prefix| format!("{prefix}*"));
-        if let Some(generated) = &generated {
-            names.insert(name.to_owned(), generated.clone());
+        if let Some(prefix) = metadata["generateName"].as_str() {
+            names.insert(name.to_owned(), format!("{prefix}*"));
+        }
+        if let (Some(revision), Some(hash)) =
+            (object["revision"].as_i64(), metadata["labels"]["controller-revision-hash"].as_str())
+        {
+            // A hash of what names the run.
+            names.insert(hash.to_owned(), format!("hash of revision {revision}"));
+            names.insert(name.to_owned(), format!("revision {revision}"));
         }
         if let Some(uid) = metadata["uid"].as_str() {
-            names.insert(uid.to_owned(), format!("uid of {kind} {}", generated.as_deref().unwrap_or(name)));
+            let shown = names.get(name).map_or(name, String::as_str);
+            names.insert(uid.to_owned(), format!("uid of {kind} {shown}"));
         }
     }
     let normal = Normal { run, names };
