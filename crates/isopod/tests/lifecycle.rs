@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::process::Stdio;
 
 use common::{BUSYBOX, ISOPOD, cluster};
@@ -23,6 +25,16 @@ fn run_sleeper(cluster: &Cluster) {
     cluster.run(&["wait", "--for=condition=Ready", "pod/sleeper", "--timeout=120s"]);
 }
 
+/// The kernel takes its time to end a killed process, which has the cluster's lock until then.
+fn kill_main(cluster: &Cluster) {
+    let pid = cluster.pid();
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    eventually("the main process is gone", || match kill(Pid::from_raw(pid), None) {
+        Ok(()) => Err("it is there".into()),
+        Err(_) => Ok(()),
+    });
+}
+
 /// The pids that outlive the main process: shims, pause and containers.
 fn pod_processes(cluster: &Cluster) -> Vec<String> {
     let all = Traces::of(&cluster.name).processes.into_iter();
@@ -38,7 +50,7 @@ fn pods_and_objects_survive_kill_9() {
     assert!(before.len() >= 2, "pause and sleep should run: {before:?}");
     let pod = cluster.get(&["pod", "sleeper"]);
 
-    kill(Pid::from_raw(cluster.pid()), Signal::SIGKILL).unwrap();
+    kill_main(&cluster);
     cluster.up(&[&archive]);
 
     assert_eq!(cluster.get(&["configmap", "kept"])["data"]["a"], "b");
@@ -92,9 +104,13 @@ fn ctrl_c_leaves_nothing() {
             "--image-archive",
             &archive.to_string_lossy(),
         ])
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .spawn()
         .unwrap();
+    // A reader that has seen enough, as `head -1`, stops nothing.
+    let mut line = String::new();
+    BufReader::new(up.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, format!("starting cluster {:?}\n", cluster.name));
     eventually("the cluster is up", || {
         cluster.kubectl(&["get", "nodes"]).output().unwrap().status.success().then_some(()).ok_or("not yet".into())
     });
@@ -123,6 +139,29 @@ fn ctrl_c_leaves_nothing() {
         (after.processes, after.mounts, after.cgroups, after.directories),
         (before.processes, before.mounts, before.cgroups, before.directories)
     );
+}
+
+#[test]
+fn a_start_that_is_refused_says_why_and_leaves_nothing() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let cluster = Cluster::named(ISOPOD);
+    let before = Traces::of(&cluster.name);
+    let refused = |command: &mut std::process::Command, expected: &str| {
+        let output = command.output().unwrap();
+        let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{complaint}");
+        assert!(complaint.contains(expected) && complaint.lines().count() == 1, "{complaint}");
+        assert_eq!(Traces::of(&cluster.name), before);
+    };
+    let complaint = format!("listen on 127.0.0.1:{port} for the API: Address already in use");
+    refused(&mut cluster.isopod(&["up", &format!("--api-port={port}")]), &complaint);
+    refused(&mut cluster.isopod(&["up", "--image-archive", "/nonesuch.tar"]), "open image archive /nonesuch.tar");
+    refused(&mut cluster.isopod(&["up", "--cluster-dns", "1.2.3.4"]), "is not in --service-cidr");
+    for command in ["up", "demo"] {
+        refused(cluster.isopod(&[command]).uid(65534).gid(65534), "a cluster needs root");
+    }
+    refused(cluster.isopod(&["down"]).uid(65534).gid(65534), "removing a cluster needs root");
 }
 
 #[test]

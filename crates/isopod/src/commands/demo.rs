@@ -14,6 +14,7 @@ use kube::api::{Api, DeleteParams, LogParams, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::json;
 
+use super::preflight;
 use crate::cli::Name;
 use crate::hello::image;
 use crate::sandbox::Sandbox;
@@ -25,6 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 pub fn run(name: &Name, verbose: u8) -> anyhow::Result<()> {
     let sandbox = Sandbox::new(&name.name)?;
+    preflight::node()?;
     if sandbox.lock().is_ok() {
         start(&name.name, verbose)?;
     }

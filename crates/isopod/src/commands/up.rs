@@ -50,15 +50,20 @@ pub fn run(options: &Up, verbose: u8) -> anyhow::Result<ExitCode> {
     }
     let previous = sandbox.state();
     let lock = sandbox.lock()?;
-    let wanted = options.api_port.or(previous.map(|state| state.api_port));
-    let listener = listen(wanted, options.api_port.is_some())?;
+    let wanted = options.api_port.or(previous.as_ref().map(|state| state.api_port));
+    let prepared = listen(wanted, options.api_port.is_some())
+        .and_then(|listener| Ok((listener, sandbox.namespaces()?)))
+        // What was never there has left nothing worth a look.
+        .or_else(
+            |error| if previous.is_none() { cleanup::remove_sandbox(&sandbox).and(Err(error)) } else { Err(error) },
+        );
+    let (listener, namespaces) = prepared?;
     let api_port = listener.local_addr()?.port();
     let kubeconfig = match &options.kubeconfig {
         Some(path) => std::path::absolute(path)?,
         None => sandbox.data_dir.join("kubeconfig"),
     };
     println!("starting cluster {:?}", sandbox.name);
-    let namespaces = sandbox.namespaces()?;
     let (progress, progress_writer) = nix::unistd::pipe()?;
     let spec = Spec {
         name: sandbox.name.clone(),
