@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-packages=(busybox-static nftables iproute2 runc python3-pip gcc libc6-dev ca-certificates)
+packages=(busybox-static nftables iproute2 runc containerd containernetworking-plugins openssl python3-pip gcc libc6-dev ca-certificates)
 missing=()
 for package in "${packages[@]}"; do
   dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")

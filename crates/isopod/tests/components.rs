@@ -4,15 +4,11 @@
 mod common;
 
 use std::fs;
-use std::os::unix::fs::FileTypeExt;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
 use common::{BUSYBOX, ISOPOD};
 use serde_json::{Value, json};
-use testkit::{Host, eventually};
-
-const PAUSE: &str = "isopod.local/pause:test";
+use testkit::{Containerd, Host, eventually};
 
 const WEB: &str = r#"
 apiVersion: apps/v1
@@ -122,64 +118,13 @@ impl Drop for Stack {
     }
 }
 
-fn required(path: &str, package: &str) {
-    assert!(Path::new(path).exists(), "{path} is missing: install Debian's package {package}");
-}
-
-/// containerd with everything of its own below the test's directory.
-fn containerd(host: &Host) -> Child {
-    for (path, package) in [
-        ("/usr/bin/containerd", "containerd"),
-        ("/usr/sbin/runc", "runc"),
-        ("/usr/lib/cni/bridge", "containernetworking-plugins"),
-        ("/usr/bin/openssl", "openssl"),
-    ] {
-        required(path, package);
-    }
-    let base = host.directory.path().display().to_string();
-    let config = include_str!("containerd.toml").replace("BASE", &base).replace("PAUSE", PAUSE);
-    fs::write(host.path("containerd.toml"), config).unwrap();
-    fs::create_dir(host.path("cni")).unwrap();
-    let network = json!({
-        "cniVersion": "0.4.0", "name": "test",
-        "plugins": [{
-            "type": "bridge", "bridge": "cni0", "isGateway": true,
-            "ipam": {
-                "type": "host-local", "dataDir": host.path("ipam"),
-                "ranges": [[{ "subnet": "10.42.0.0/24" }]], "routes": [{ "dst": "0.0.0.0/0" }],
-            },
-        }],
-    });
-    fs::write(host.path("cni/10-test.conflist"), network.to_string()).unwrap();
-    let child =
-        host.spawn("containerd", host.command("containerd").args(["--config"]).arg(host.path("containerd.toml")));
-    eventually("containerd listens", || {
-        let socket = fs::metadata(host.path("containerd.sock")).is_ok_and(|file| file.file_type().is_socket());
-        socket.then_some(()).ok_or_else(|| host.log("containerd"))
-    });
-    child
-}
-
-fn import(host: &Host, archive: &Path) {
-    let socket = host.path("containerd.sock");
-    let mut ctr = host.command("ctr");
-    ctr.arg("--address").arg(socket).args(["--namespace", "k8s.io", "images", "import"]).arg(archive);
-    host.run(&mut ctr);
-}
-
 #[test]
 fn a_kubelet_on_containerd_runs_a_deployment() {
     let host = Host::new(ISOPOD);
-    let runtime = containerd(&host);
-    let mut stack = Stack { running: vec![runtime], host };
-    let archives: [(PathBuf, &str, &[&str]); 2] = [
-        (stack.host.path("pause.tar"), PAUSE, &["sleep", "1000000"]),
-        (stack.host.path("busybox.tar"), BUSYBOX, &["sh"]),
-    ];
-    for (path, name, command) in &archives {
-        testkit::image_archive(path, name, command);
-        import(&stack.host, path);
-    }
+    let containerd = Containerd::start(&host);
+    containerd.import(&host, &testkit::busybox_archive(host.directory.path(), BUSYBOX));
+    let endpoint = format!("unix://{}", containerd.socket.display());
+    let mut stack = Stack { running: vec![containerd.process], host };
 
     stack.component("apiserver", &["apiserver"]);
     eventually("the API answers", || stack.try_kubectl(&["get", "--raw", "/readyz"]));
@@ -192,7 +137,6 @@ fn a_kubelet_on_containerd_runs_a_deployment() {
     let kubeconfig = stack.kubeconfig("node", &certificate, &key);
     let names = format!("subjectAltName=IP:{},DNS:worker\nextendedKeyUsage=serverAuth", Host::IP);
     let (certificate, key) = stack.sign("serving", "/O=system:nodes/CN=system:node:worker", &names);
-    let endpoint = format!("unix://{}", stack.path("containerd.sock"));
     let ca = stack.path("data/pki/ca.crt");
     let flags = ["--kubeconfig", &kubeconfig, "--node-name", "worker", "--container-runtime-endpoint", &endpoint];
     let serving = ["--client-ca-file", &ca, "--tls-cert-file", &certificate, "--tls-private-key-file", &key];

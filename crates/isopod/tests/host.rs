@@ -188,3 +188,39 @@ fn a_server_on_a_host_lives_and_goes() {
         assert!(!server.host.path("data").exists());
     }
 }
+
+#[test]
+fn a_full_disk_is_told_and_got_over() {
+    let host = Host::new(ISOPOD);
+    std::fs::write(host.path("config.yaml"), CONFIG).unwrap();
+    let archive = testkit::busybox_archive(host.directory.path(), BUSYBOX);
+    let data = host.path("data").display().to_string();
+    std::fs::create_dir(&data).unwrap();
+    host.run(host.command("mount").args(["-t", "tmpfs", "-o", "size=400m", "disk", &data]));
+    let server = Server::start(host);
+    server.settled();
+    server.kubectl(&["create", "configmap", "kept", "--from-literal=a=b"]);
+
+    let filler = format!("of={data}/filler");
+    let _ = server.host.command("dd").args(["if=/dev/zero", &filler, "bs=1M"]).output();
+    let refused = eventually("a write is refused", || {
+        let created = server.host.kubectl(&server.kubeconfig(), &["create", "configmap", "refused"]);
+        created.err().ok_or_else(|| server.kubectl(&["delete", "configmap", "refused"]))
+    });
+    assert!(refused.contains("the disk under") && refused.contains("is full"), "{refused}");
+    let import = || server.host.isopod(&["image", "import", "--data-dir", &data]).arg(&archive).output().unwrap();
+    let output = import();
+    let complaint = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{complaint}");
+    assert!(complaint.contains("No space left on device"), "{complaint}");
+    let kept = || server.kubectl(&["get", "configmap", "kept", "-o", "jsonpath={.data.a}"]);
+    assert_eq!(kept(), "b", "what is there can be read");
+
+    server.host.run(server.host.command("rm").arg(format!("{data}/filler")));
+    eventually("writes are taken again", || {
+        server.host.kubectl(&server.kubeconfig(), &["create", "configmap", "accepted"])
+    });
+    assert_eq!(kept(), "b");
+    let output = import();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::cluster::{output, succeed, text};
-use crate::machine::processes;
+use crate::machine::{cgroups, processes};
 
 /// Says that the machine's own namespaces may be used.
 const ON_HOST: &str = "ISOPOD_TEST_ON_HOST";
@@ -70,7 +70,10 @@ impl Host {
             .args(arguments)
             .env("ISOPOD_DATA_DIR", self.path("data"))
             .env("ISOPOD_CGROUP_ROOT", &self.cgroup)
-            .env("ISOPOD_NODE_IP", Host::IP.to_string());
+            .env("ISOPOD_NODE_IP", Host::IP.to_string())
+            // How full the disk of the developer's machine is, is no matter.
+            .env("ISOPOD_EVICTION_HARD", "memory.available<100Mi")
+            .env("ISOPOD_IMAGE_GC_HIGH_THRESHOLD", "100");
         command
     }
 
@@ -107,7 +110,7 @@ impl Host {
         let data = self.path("data").display().to_string();
         let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
         let ours = points.filter(|point| point.starts_with("/run/isopod/node") || point.starts_with(&data));
-        let groups = crate::machine::cgroups(&self.cgroup);
+        let groups = cgroups(&self.cgroup);
         let links = self.run(self.command("ip").args(["-o", "link"]));
         let links = links.lines().filter_map(|line| line.split([' ', ':', '@']).find(|word| node_link(word)));
         let rules = self.run(self.command("nft").args(["list", "tables"]));
@@ -150,6 +153,9 @@ impl Drop for Host {
             let _ = Command::new("kill").args(["-9", pid]).output();
         }
         let _ = self.isopod(&["down", "--server", "--purge"]).output();
+        for group in cgroups(&self.cgroup) {
+            let _ = Command::new("find").args([&group, "-depth", "-type", "d", "-exec", "rmdir", "{}", ";"]).output();
+        }
         if let Some(mut holder) = self.holder.take() {
             drop(holder.stdin.take());
             let _ = holder.wait();

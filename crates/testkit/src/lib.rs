@@ -6,6 +6,7 @@
 
 mod api;
 mod cluster;
+mod containerd;
 mod host;
 mod image;
 mod machine;
@@ -13,6 +14,7 @@ mod wait;
 
 pub use api::{Answer, Api, MERGE, STRATEGIC, Watch};
 pub use cluster::Cluster;
+pub use containerd::Containerd;
 pub use host::Host;
 pub use image::{busybox_archive, image_archive};
 pub use machine::Traces;

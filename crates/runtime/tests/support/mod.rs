@@ -4,6 +4,7 @@
 //! Shared by several test binaries, none of which uses all of it.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 use cri::v1::image_service_client::ImageServiceClient;
 use cri::v1::runtime_service_client::RuntimeServiceClient;
 use cri::v1::*;
+use testkit::{Containerd, Host};
 use tonic::transport::Channel;
 
 pub const EXE: &str = env!("CARGO_BIN_EXE_isopod-runtime");
@@ -23,6 +25,10 @@ pub struct Stack {
     pub service: Child,
     pub pods: RuntimeServiceClient<Channel>,
     pub images: ImageServiceClient<Channel>,
+    /// What a runtime that is not ours runs on; it takes cgroup parents for whole paths.
+    host: Option<Host>,
+    /// Of the pods that run; containerd wants them again for each container.
+    configs: HashMap<String, PodSandboxConfig>,
 }
 
 impl Stack {
@@ -40,16 +46,32 @@ impl Stack {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let cgroup_root = format!("/isopod-test/{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let base = tempfile::tempdir().unwrap();
-        let service = spawn(base.path(), &cgroup_root);
-        let channel = cri::connect(base.path().join("runtime.sock").to_str().unwrap());
-        let limit = cri::MAX_MESSAGE_BYTES;
-        let mut stack = Stack {
-            pods: RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(limit),
-            images: ImageServiceClient::new(channel),
-            cgroup_root,
-            service,
-            base,
-        };
+        let (service, socket) = (spawn(base.path(), &cgroup_root), base.path().join("runtime.sock"));
+        Stack::connect(base, cgroup_root, service, &socket, None).await
+    }
+
+    /// containerd with the test image, for what must hold on every runtime.
+    pub async fn containerd() -> Stack {
+        let host = Host::new(EXE);
+        let containerd = Containerd::start(&host);
+        let archive = host.path("busybox.tar");
+        std::fs::write(&archive, docker_archive(IMAGE, &[busybox_layer()])).unwrap();
+        containerd.import(&host, &archive);
+        let (base, cgroup) = (tempfile::tempdir().unwrap(), host.cgroup.clone());
+        Stack::connect(base, cgroup, containerd.process, &containerd.socket, Some(host)).await
+    }
+
+    async fn connect(
+        base: tempfile::TempDir,
+        cgroup_root: String,
+        service: Child,
+        socket: &Path,
+        host: Option<Host>,
+    ) -> Stack {
+        let channel = cri::connect(socket.to_str().unwrap());
+        let pods = RuntimeServiceClient::new(channel.clone()).max_decoding_message_size(cri::MAX_MESSAGE_BYTES);
+        let images = ImageServiceClient::new(channel);
+        let mut stack = Stack { pods, images, cgroup_root, service, base, host, configs: HashMap::new() };
         stack.ready().await;
         stack
     }
@@ -82,6 +104,7 @@ impl Stack {
     }
 
     pub fn pod_config(&self, name: &str) -> PodSandboxConfig {
+        let root = self.host.as_ref().map_or("", |host| &host.cgroup);
         PodSandboxConfig {
             metadata: Some(PodSandboxMetadata {
                 name: name.into(),
@@ -94,7 +117,7 @@ impl Stack {
             dns_config: Some(DnsConfig { servers: vec!["10.43.0.10".into()], ..DnsConfig::default() }),
             labels: [("app".to_string(), name.to_string())].into(),
             linux: Some(LinuxPodSandboxConfig {
-                cgroup_parent: format!("/kubepods/pod-{name}"),
+                cgroup_parent: format!("{root}/kubepods/pod-{name}"),
                 security_context: Some(LinuxSandboxSecurityContext {
                     namespace_options: Some(namespaces()),
                     ..Default::default()
@@ -111,12 +134,15 @@ impl Stack {
     }
 
     pub async fn pod_from(&mut self, config: PodSandboxConfig) -> String {
-        let request = RunPodSandboxRequest { config: Some(config), ..Default::default() };
-        self.pods.run_pod_sandbox(request).await.unwrap().into_inner().pod_sandbox_id
+        let request = RunPodSandboxRequest { config: Some(config.clone()), ..Default::default() };
+        let id = self.pods.run_pod_sandbox(request).await.unwrap().into_inner().pod_sandbox_id;
+        self.configs.insert(id.clone(), config);
+        id
     }
 
     pub async fn create(&mut self, pod: &str, config: ContainerConfig) -> Result<String, tonic::Status> {
-        let request = CreateContainerRequest { pod_sandbox_id: pod.into(), config: Some(config), sandbox_config: None };
+        let sandbox_config = Some(self.configs.get(pod).cloned().unwrap_or_default());
+        let request = CreateContainerRequest { pod_sandbox_id: pod.into(), config: Some(config), sandbox_config };
         Ok(self.pods.create_container(request).await?.into_inner().container_id)
     }
 
