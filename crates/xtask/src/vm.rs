@@ -58,7 +58,7 @@ impl Kernel {
             .map_or_else(|| root().join("target/test-tools/kernel"), PathBuf::from);
         let advice = || {
             format!(
-                "find a kernel under {}: unpack Debian's linux-image-cloud-amd64 there, as test.sh does",
+                "find a kernel under {}: unpack Debian's linux-image-cloud-amd64 there, as CONTRIBUTING.md says",
                 base.display()
             )
         };
@@ -123,11 +123,12 @@ impl Guest {
             fs::create_dir_all(self.root.join(directory))?;
         }
         self.file(Path::new("/bin/busybox"), "/bin/busybox")?;
-        for tool in ["KUBECTL", "HELM"] {
-            if let Some(path) = std::env::var_os(format!("ISOPOD_TEST_{tool}")) {
-                self.file(Path::new(&path), &format!("/usr/bin/{}", tool.to_lowercase()))?;
-            }
+        for (tool, variable) in [("kubectl", "ISOPOD_TEST_KUBECTL"), ("helm", "ISOPOD_TEST_HELM")] {
+            let path = std::env::var_os(variable).map(PathBuf::from);
+            let path = path.unwrap_or_else(|| root().join("target/test-tools").join(tool));
+            self.file(&path, &format!("/usr/bin/{tool}"))?;
         }
+        self.program(Path::new("/usr/sbin/nft"))?;
         // Where the tests were told at compile time to find them.
         binaries.programs.iter().try_for_each(|program| self.program(program))?;
         let script = self.script(tests, binaries)?;

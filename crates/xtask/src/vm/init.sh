@@ -2,7 +2,7 @@
 # The guest's first process: mounts what systemd would, runs the tests, powers off.
 /bin/busybox --install -s /bin
 ln -s /bin/modprobe /sbin/modprobe
-export PATH=/bin:/usr/bin:/sbin HOME=/root ISOPOD_TEST_KUBECTL=/usr/bin/kubectl ISOPOD_TEST_HELM=/usr/bin/helm
+export PATH=/bin:/usr/bin:/sbin:/usr/sbin HOME=/root ISOPOD_TEST_KUBECTL=/usr/bin/kubectl ISOPOD_TEST_HELM=/usr/bin/helm
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
