@@ -83,7 +83,9 @@ fn build(tests: &[String]) -> Result<Binaries> {
     let packages: BTreeSet<&str> = tests.iter().filter_map(|test| test.split_once('/')).map(|(p, _)| p).collect();
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["test", "--no-run", "--quiet", "--message-format=json"]).current_dir(root());
-    packages.iter().for_each(|package| drop(cargo.args(["-p", package])));
+    for package in packages {
+        cargo.args(["-p", package]);
+    }
     // What cargo told this program of its own package would have build scripts run again (ring's), and all
     // that depends on them built again.
     for (name, _) in std::env::vars_os().filter(|(name, _)| told_by_cargo(&name.to_string_lossy())) {

@@ -23,8 +23,10 @@ struct Scene<'a> {
     namespace: &'static str,
 }
 
+type Act = fn(&Scene);
+
 /// Starts a cluster and runs scenes in it, each in the namespace it is named after.
-fn play(scenes: &[(&'static str, fn(&Scene))]) {
+fn play(scenes: &[(&'static str, Act)]) {
     let (cluster, _) = cluster();
     std::thread::scope(|scope| {
         for &(namespace, act) in scenes {
