@@ -1,14 +1,17 @@
 //! Controllers of namespaces, nodes and everything else, killed.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use k8s_openapi::ByteString;
 use k8s_openapi::api::batch::v1::Job;
+use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, Pod, ResourceQuota, ServiceAccount};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::Api;
-use kube::api::DeleteParams;
+use kube::api::{DeleteParams, Patch};
 use serde_json::{Value, json};
 
 use super::kubelet::ENDS;
@@ -16,7 +19,8 @@ use super::{Run, Scenario, survives};
 use crate::Handy as _;
 use crate::nodes::keeper;
 
-pub const SCENARIOS: &[Scenario] = &[GARBAGE, NAMESPACE, PUBLISHED, QUOTA, BUDGET, NODES, POD_GC, TTL, AGGREGATION];
+pub const SCENARIOS: &[Scenario] =
+    &[GARBAGE, NAMESPACE, PUBLISHED, QUOTA, BUDGET, NODES, POD_GC, TTL, AGGREGATION, SIGNING];
 
 const GARBAGE: Scenario = Scenario::of(&["generic-garbage-collector"], |run| garbage(run).boxed());
 const NAMESPACE: Scenario = Scenario::of(&["namespace-controller"], |run| namespace(run).boxed());
@@ -39,6 +43,12 @@ const TTL: Scenario = Scenario {
     ..Scenario::of(&["ttl-after-finished-controller"], |run| ttl(run).boxed())
 };
 const AGGREGATION: Scenario = Scenario::of(&["clusterrole-aggregation-controller"], |run| aggregation(run).boxed());
+
+const SIGNING: Scenario = Scenario {
+    identities: &["certificate-controller"],
+    configure: |config| config.signer = Some(Arc::new(|_| Ok(block("CERTIFICATE")))),
+    ..Scenario::of(&["certificatesigningrequest-signing-controller"], |run| signing(run).boxed())
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_garbage_collector_leaves_no_garbage() {
@@ -83,6 +93,11 @@ async fn a_killed_ttl_controller_ends_jobs() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_aggregation_controller_aggregates() {
     survives(AGGREGATION).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_signer_signs() {
+    survives(SIGNING).await;
 }
 
 async fn owned(run: &Run, name: &str, owner: &ConfigMap) -> ConfigMap {
@@ -236,4 +251,32 @@ async fn aggregation(run: Run) {
     }
     roles.remove(&run.own("get"), DeleteParams::default()).await;
     run.until_key(&run.own("all"), |role| verbs(role) == ["list"]).await;
+}
+
+/// PEM of an empty DER sequence, which is a well-formed anything.
+fn block(kind: &str) -> String {
+    format!("-----BEGIN {kind}-----\nMAA=\n-----END {kind}-----\n")
+}
+
+async fn signing(run: Run) {
+    let requests = run.cluster::<CertificateSigningRequest>();
+    for (name, usage) in [("good", "client auth"), ("bad", "server auth")] {
+        let request = ByteString(block("CERTIFICATE REQUEST").into_bytes());
+        let spec = json!({"signerName": "kubernetes.io/kube-apiserver-client", "usages": [usage], "request": request});
+        requests.make(json!({"metadata": {"name": run.own(name)}, "spec": spec})).await;
+        let approved = json!({"status": {"conditions": [{"type": "Approved", "status": "True"}]}});
+        requests
+            .patch_subresource("approval", &run.own(name), &Default::default(), &Patch::Merge(approved))
+            .await
+            .unwrap();
+    }
+    run.until_key::<CertificateSigningRequest>(&run.own("good"), |request| {
+        request.status.as_ref().is_some_and(|status| status.certificate.is_some())
+    })
+    .await;
+    run.until_key::<CertificateSigningRequest>(&run.own("bad"), |request| {
+        let conditions = request.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        conditions.into_iter().any(|condition| condition.type_ == "Failed")
+    })
+    .await;
 }

@@ -10,6 +10,7 @@ mod kubelet;
 pub mod seam;
 mod services;
 mod snapshot;
+mod volumes;
 mod workloads;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -334,5 +335,5 @@ fn every_controller_is_killed() {
 }
 
 fn scenarios() -> impl Iterator<Item = Scenario> {
-    [workloads::SCENARIOS, services::SCENARIOS, cluster::SCENARIOS].into_iter().flatten().copied()
+    [workloads::SCENARIOS, services::SCENARIOS, volumes::SCENARIOS, cluster::SCENARIOS].into_iter().flatten().copied()
 }

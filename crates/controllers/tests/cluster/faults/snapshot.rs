@@ -121,11 +121,24 @@ impl Normal<'_> {
         if text.starts_with("kube-api-access-") {
             return "kube-api-access-*".into();
         }
+        // Of provisioned volumes and what is gone.
+        let volume = text.strip_prefix("pvc-").unwrap_or(text);
+        if !self.names.contains_key(text) && is_uid(volume) {
+            return "another's uid".into();
+        }
         match self.names.get(text) {
             Some(name) => name.replace(self.run, "RUN"),
             None => text.replace(self.run, "RUN"),
         }
     }
+}
+
+fn is_uid(text: &str) -> bool {
+    text.len() == 36
+        && text.bytes().enumerate().all(|(at, byte)| match at {
+            8 | 13 | 18 | 23 => byte == b'-',
+            _ => byte.is_ascii_hexdigit(),
+        })
 }
 
 /// What one snapshot has and the other has not.

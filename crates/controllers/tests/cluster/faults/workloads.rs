@@ -6,7 +6,7 @@ use futures::FutureExt as _;
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ControllerRevision, DaemonSet, Deployment, ReplicaSet, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
-use k8s_openapi::api::core::v1::{Node, Pod, ReplicationController};
+use k8s_openapi::api::core::v1::{Node, PersistentVolumeClaim, Pod, ReplicationController};
 use kube::api::DeleteParams;
 use serde_json::{Value, json};
 
@@ -36,7 +36,7 @@ const REPLICA_SET: Scenario = Scenario::of(&["replicaset-controller"], |run| rep
 const REPLICATION_CONTROLLER: Scenario =
     Scenario::of(&["replication-controller"], |run| replication_controller(run).boxed());
 const STATEFUL_SET: Scenario = Scenario {
-    helpers: &[GARBAGE_COLLECTOR],
+    helpers: &[GARBAGE_COLLECTOR, "persistentvolumeclaim-protection-controller"],
     ..Scenario::of(&["statefulset-controller"], |run| stateful_set(run).boxed())
 };
 const DAEMON_SET: Scenario = Scenario {
@@ -195,6 +195,7 @@ async fn stateful_set(run: Run) {
     run.merge::<StatefulSet>("db", json!({"spec": {"replicas": 1, "revisionHistoryLimit": 0}})).await;
     run.until_get("db", |found| done(found, 1)).await;
     run.until_list::<Pod>("one pod", |pods| pods.len() == 1).await;
+    run.until_list::<PersistentVolumeClaim>("one claim", |claims| claims.len() == 1).await;
     run.until_list::<ControllerRevision>("one revision", |revisions| revisions.len() == 1).await;
 }
 
