@@ -3,8 +3,6 @@
 mod common;
 
 use common::{BUSYBOX, cluster};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::Value;
 use testkit::{Cluster, Traces, eventually};
 
@@ -48,9 +46,7 @@ fn nothing_is_lost_or_doubled_by_dying_while_rolling() {
             web["metadata"]["generation"] == web["status"]["observedGeneration"]
                 && number(&web["status"], "updatedReplicas") >= step % 3
         });
-        let process = Pid::from_raw(cluster.pid());
-        kill(process, Signal::SIGKILL).unwrap();
-        eventually("the process is gone", || kill(process, None).map_or(Ok(()), |()| Err("it is dying".into())));
+        cluster.crash();
         cluster.up(&[&archive]);
     }
     let (replicas, version) = STEPS[STEPS.len() - 1];

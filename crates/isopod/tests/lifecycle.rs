@@ -25,16 +25,6 @@ fn run_sleeper(cluster: &Cluster) {
     cluster.run(&["wait", "--for=condition=Ready", "pod/sleeper", "--timeout=120s"]);
 }
 
-/// The kernel takes its time to end a killed process, which has the cluster's lock until then.
-fn kill_main(cluster: &Cluster) {
-    let pid = cluster.pid();
-    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-    eventually("the main process is gone", || match kill(Pid::from_raw(pid), None) {
-        Ok(()) => Err("it is there".into()),
-        Err(_) => Ok(()),
-    });
-}
-
 /// The pids that outlive the main process: shims, pause and containers.
 fn pod_processes(cluster: &Cluster) -> Vec<String> {
     let all = Traces::of(&cluster.name).processes.into_iter();
@@ -50,7 +40,7 @@ fn pods_and_objects_survive_kill_9() {
     assert!(before.len() >= 2, "pause and sleep should run: {before:?}");
     let pod = cluster.get(&["pod", "sleeper"]);
 
-    kill_main(&cluster);
+    cluster.crash();
     cluster.up(&[&archive]);
 
     assert_eq!(cluster.get(&["configmap", "kept"])["data"]["a"], "b");

@@ -5,8 +5,6 @@ mod common;
 use std::path::{Path, PathBuf};
 
 use common::{BUSYBOX, cluster};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::Value;
 use testkit::{Cluster, eventually};
 
@@ -67,17 +65,6 @@ fn gone(path: &Path) {
     eventually("the directory is removed", || (!path.exists()).then_some(()).ok_or(path.display().to_string()));
 }
 
-/// Kills the main process and starts the cluster again.
-fn crash(cluster: &Cluster, archive: &Path) {
-    let pid = cluster.pid();
-    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
-    // On a busy machine a killed process takes a moment to end, and to give up its lock.
-    eventually("the process ends", || {
-        (!Path::new(&format!("/proc/{pid}/exe")).exists()).then_some(()).ok_or(String::new())
-    });
-    cluster.up(&[archive]);
-}
-
 fn events(cluster: &Cluster, object: &str) -> Vec<String> {
     let about = format!("involvedObject.name={object}");
     let list = cluster.get(&["events", "--field-selector", &about]);
@@ -133,7 +120,8 @@ fn a_claims_data_outlives_pods_and_goes_with_the_claim() {
     );
 
     // The main process dies; the mount does not, and neither does what is known of it.
-    crash(&cluster, &archive);
+    cluster.crash();
+    cluster.up(&[&archive]);
     cluster.run(&["wait", "--for=condition=Ready", "pod/second", "--timeout=120s"]);
     assert_eq!(read(&cluster, "second", "/data/file"), "kept\n");
     write(&cluster, "second", "after", "/data/file");
@@ -159,7 +147,8 @@ fn a_claims_data_outlives_pods_and_goes_with_the_claim() {
 
     // Deleted by its user, the class does not come back.
     cluster.run(&["delete", "storageclass", "local-path"]);
-    crash(&cluster, &archive);
+    cluster.crash();
+    cluster.up(&[&archive]);
     assert_eq!(cluster.get(&["storageclass"])["items"].as_array().unwrap().len(), 0);
 }
 

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::eventually;
@@ -116,6 +118,17 @@ impl Cluster {
     pub fn pid(&self) -> i32 {
         let state = std::fs::read(format!("/run/isopod/{}/cluster.json", self.name)).expect("read the cluster's state");
         serde_json::from_slice::<Value>(&state).expect("state is JSON")["pid"].as_i64().expect("state has a pid") as i32
+    }
+
+    /// Ends the main process by kill -9. It has the cluster's lock until the kernel is done with it.
+    pub fn crash(&self) {
+        let pid = self.pid();
+        kill(Pid::from_raw(pid), Signal::SIGKILL).expect("kill the main process");
+        let program = PathBuf::from(format!("/proc/{pid}/exe"));
+        eventually("the main process ends", || match std::fs::read_link(&program) {
+            Ok(_) => Err(format!("process {pid} is there")),
+            Err(_) => Ok(()),
+        });
     }
 
     pub fn down(&self) {

@@ -64,7 +64,9 @@ impl Controller for StatefulSetController {
         pods.retain(|pod| identity::ordinal(&set, pod).is_some());
         let pods = claims::claim_all(&self.client, set.as_ref(), &selector, pods).await?;
         let status = set.status.clone().unwrap_or_default();
-        let revisions = self.history.of(set.as_ref(), &selector, &spec.template, status.collision_count).await?;
+        // Never none: the status that is written says 0, and the hash must not change with that.
+        let collisions = Some(status.collision_count.unwrap_or(0));
+        let revisions = self.history.of(set.as_ref(), &selector, &spec.template, collisions).await?;
         let current = revisions.all.iter().find(|revision| revision.metadata.name == status.current_revision);
         let current = current.unwrap_or(&revisions.update).clone();
         let name = |revision: &k8s_openapi::api::apps::v1::ControllerRevision| {

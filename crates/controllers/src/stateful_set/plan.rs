@@ -249,7 +249,7 @@ fn status(view: &View, pods: &[Arc<Pod>]) -> StatefulSetStatus {
         updated_replicas: some(updated),
         current_revision: Some(current.to_owned()),
         update_revision: Some(view.update.to_owned()),
-        collision_count: Some(view.collisions.unwrap_or(0)),
+        collision_count: view.collisions,
         observed_generation: view.set.metadata.generation,
         conditions: previous.conditions,
     }

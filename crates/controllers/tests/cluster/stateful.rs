@@ -75,12 +75,30 @@ async fn a_stateful_set_lives() {
 async fn a_broken_revision_is_overcome() {
     let cluster = Cluster::start().await;
     let (sets, pods) = (cluster.api::<StatefulSet>(), cluster.api::<Pod>());
-    sets.make(json!({"metadata": {"name": "db"}, "spec": {"replicas": 2, "serviceName": "db",
-        "selector": {"matchLabels": {"app": "db"}}, "template": template("broken")}}))
-        .await;
-    until_list("the first, never ready", &pods, |pods| names(pods) == ["db-0"]).await;
-    sets.merge("db", json!({"spec": {"template": template("mended")}})).await;
-    until_list("replaced", &pods, |pods| pods.iter().any(|pod| image(pod) == "mended")).await;
+    for (name, policy) in [("ordered", "OrderedReady"), ("parallel", "Parallel")] {
+        let mut template = template("broken");
+        template["metadata"]["labels"] = json!({"set": name});
+        sets.make(json!({"metadata": {"name": name}, "spec": {"replicas": 2, "serviceName": "db",
+            "podManagementPolicy": policy, "selector": {"matchLabels": {"set": name}}, "template": template}}))
+            .await;
+    }
+    let broken = ["ordered-0", "parallel-0", "parallel-1"];
+    until_list("the first, never ready", &pods, |pods| names(pods) == broken).await;
+    let mend = json!({"spec": {"template": {"spec": template("mended")["spec"]}}});
+    for name in ["ordered", "parallel"] {
+        sets.merge(name, mend.clone()).await;
+    }
+    let mended =
+        |pods: &[Pod]| -> Vec<String> { pods.iter().filter(|pod| image(pod) == "mended").map(name_of).collect() };
+    until_list("parallel replaces", &pods, |pods| mended(pods) == ["parallel-0", "parallel-1"]).await;
+    let noticed = |set: &StatefulSet| {
+        set.status.as_ref().is_some_and(|status| status.observed_generation == set.metadata.generation)
+    };
+    until_get("ordered has noticed", &sets, "ordered", noticed).await;
+    // Only its user knows whether deleting the pod of an ordered set loses data.
+    assert_eq!(image(&pods.get("ordered-0").await.unwrap()), "broken");
+    pods.remove("ordered-0", DeleteParams::default()).await;
+    until_list("ordered goes on", &pods, |pods| mended(pods).contains(&"ordered-0".to_owned())).await;
     cluster.stop().await;
 }
 

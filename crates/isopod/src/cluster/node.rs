@@ -53,7 +53,7 @@ impl Place {
 
     /// Takes the place for this process, and says in the file which one that is.
     pub fn lock(&self) -> anyhow::Result<File> {
-        let Some(mut file) = sandbox::try_lock(&self.run_dir)? else {
+        let Some(mut file) = sandbox::lock_after(&self.run_dir, self.pid())? else {
             let pid = self.pid().map_or(String::new(), |pid| format!(" (pid {pid})"));
             bail!("this host is a node already{pid}; `isopod down --server` stops it");
         };

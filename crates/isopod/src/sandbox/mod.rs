@@ -12,6 +12,7 @@ mod namespaces;
 use std::fs::{self, File, TryLockError};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 pub use namespaces::{Namespaces, in_network_namespace};
@@ -27,6 +28,9 @@ pub const HOST: &str = "node";
 
 /// The first node's address on the cluster's private LAN; the LAN's own end is `.1`.
 pub const NODE_IP: Ipv4Addr = Ipv4Addr::new(10, 40, 0, 2);
+
+/// How long a process may take to end.
+const DYING: Duration = Duration::from_secs(10);
 
 /// A named throwaway cluster's place.
 pub struct Sandbox {
@@ -58,6 +62,24 @@ pub fn try_lock(run_dir: &Path) -> anyhow::Result<Option<File>> {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", path.display())),
+    }
+}
+
+/// The same, for a start soon after a crash: the kernel takes a moment to close the files of the process that
+/// last had the directory.
+pub fn lock_after(run_dir: &Path, last: Option<i32>) -> anyhow::Result<Option<File>> {
+    let is_dying = |pid: i32| fs::read_link(format!("/proc/{pid}/exe")).is_err();
+    let deadline = Instant::now() + DYING;
+    loop {
+        let lock = try_lock(run_dir)?;
+        if lock.is_some() || !last.is_some_and(is_dying) || Instant::now() > deadline {
+            return Ok(lock);
+        }
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "no executor runs here, and exits of strangers cannot be awaited"
+        )]
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -116,8 +138,9 @@ impl Sandbox {
     /// Takes the cluster for this process and its children.
     pub fn lock(&self) -> anyhow::Result<File> {
         fs::create_dir_all(&self.data_dir).with_context(|| format!("create {}", self.data_dir.display()))?;
-        let Some(file) = try_lock(&self.run_dir)? else {
-            let pid = self.state().map_or(String::new(), |s| format!(" (pid {})", s.pid));
+        let last = self.state().map(|state| state.pid);
+        let Some(file) = lock_after(&self.run_dir, last)? else {
+            let pid = last.map_or(String::new(), |pid| format!(" (pid {pid})"));
             let name = &self.name;
             bail!("cluster {name:?} is already running{pid}; use it, or remove it with `isopod down --name {name}`")
         };

@@ -1,7 +1,5 @@
 //! Jobs.
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use crate::{Scene, common, condition, has_condition, is_ready, name, play, uid};
@@ -332,7 +330,7 @@ fn counts_are_exact_after_kill_9() {
     scene.apply(&job("many", "completions: 24\n  parallelism: 6", "exit 0"));
     for least in [3, 12] {
         scene.wait("job/many", |job| job["status"]["succeeded"].as_i64() >= Some(least));
-        kill(Pid::from_raw(cluster.pid()), Signal::SIGKILL).unwrap();
+        cluster.crash();
         cluster.up(&[&archive]);
     }
     let done = complete(&scene, "many");
