@@ -195,6 +195,9 @@ impl Context {
             return nonresource::serve(self, parts, body).await;
         }
         let resource = registry().by_gvr(&info.group, &info.version, &info.resource);
+        if resource.is_none() && !registry().all().iter().any(|resource| resource.facts().group == info.group) {
+            return Ok(not_found());
+        }
         let resource = resource.ok_or_else(ApiError::no_such_resource)?;
         let facts = resource.facts();
         self.warnings.lock().extend(facts.deprecated.map(str::to_owned));

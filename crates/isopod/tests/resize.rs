@@ -4,7 +4,7 @@ mod common;
 
 use common::{cluster, events, first_status, pod, shell};
 use serde_json::{Value, json};
-use testkit::{Cluster, eventually};
+use testkit::{Cluster, condition, eventually};
 
 fn resources(cpu: &str, memory: &str) -> Value {
     json!({"requests": {"cpu": cpu, "memory": memory}, "limits": {"cpu": cpu, "memory": memory}})
@@ -24,10 +24,6 @@ fn figures(cluster: &Cluster) -> (String, String) {
     (read("cpu*/cpu.cfs_quota_us", "cpu.max"), read("memory*/memory.limit_in_bytes", "memory.max"))
 }
 
-fn condition<'a>(pod: &'a Value, kind: &str) -> Option<&'a Value> {
-    pod["status"]["conditions"].as_array()?.iter().find(|condition| condition["type"] == kind)
-}
-
 #[test]
 fn a_running_pod_is_resized() {
     let (cluster, _archive) = cluster();
@@ -44,8 +40,8 @@ fn a_running_pod_is_resized() {
         let status = first_status(pod);
         status["resources"] == resources(cpu, memory)
             && status["allocatedResources"] == resources(cpu, memory)["requests"]
-            && condition(pod, "PodResizeInProgress").is_none()
-            && condition(pod, "PodResizePending").is_none()
+            && condition(pod, "PodResizeInProgress").is_null()
+            && condition(pod, "PodResizePending").is_null()
     };
     let after = cluster.wait(&["pod", "subject"], |pod| done(pod, "200m", "32Mi"));
     assert_eq!(figures(&cluster).0, "20000");
@@ -60,8 +56,8 @@ fn a_running_pod_is_resized() {
 
     // More than the node has stays a wish, and is told.
     resize(&cluster, "1000", "32Mi");
-    let pending = cluster.wait(&["pod", "subject"], |pod| condition(pod, "PodResizePending").is_some());
-    let told = condition(&pending, "PodResizePending").unwrap();
+    let pending = cluster.wait(&["pod", "subject"], |pod| !condition(pod, "PodResizePending").is_null());
+    let told = condition(&pending, "PodResizePending");
     assert_eq!((&told["status"], &told["reason"]), (&json!("True"), &json!("Infeasible")));
     let message = told["message"].as_str().unwrap();
     assert!(message.starts_with("Node didn't have enough capacity: cpu, requested: 1000000, capacity: "), "{message}");
@@ -96,11 +92,11 @@ fn a_resize_without_room_waits_for_it() {
         cluster.wait(&["pod", name], |pod| first_status(pod)["ready"] == true);
     }
     resize(&cluster, "500m", "32Mi");
-    let reason = |pod: &Value| condition(pod, "PodResizePending").map(|told| told["reason"].clone());
-    cluster.wait(&["pod", "subject"], |pod| reason(pod) == Some(json!("Deferred")));
+    let reason = |pod: &Value| condition(pod, "PodResizePending")["reason"].clone();
+    cluster.wait(&["pod", "subject"], |pod| reason(pod) == "Deferred");
     assert_eq!(figures(&cluster).0, "10000");
     cluster.run(&["delete", "pod", "other"]);
-    let resized = cluster.wait(&["pod", "subject"], |pod| reason(pod).is_none());
+    let resized = cluster.wait(&["pod", "subject"], |pod| reason(pod).is_null());
     assert_eq!(first_status(&resized)["allocatedResources"]["cpu"], "500m");
     eventually("the cgroup follows", || {
         let quota = figures(&cluster).0;

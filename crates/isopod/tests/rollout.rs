@@ -9,7 +9,7 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
-use testkit::{Api, Cluster, Traces, Watch, eventually};
+use testkit::{Api, Cluster, Traces, Watch, condition, eventually};
 
 const PODS: &str = "/api/v1/namespaces/default/pods";
 const SETS: &str = "/apis/apps/v1/namespaces/default/replicasets";
@@ -286,11 +286,6 @@ fn a_crashing_version_stops_at_the_bound_and_is_undone() {
     assert_eq!(condition(&recovered, "Progressing")["reason"], "NewReplicaSetAvailable");
     load.judge();
     judge(&record.events());
-}
-
-fn condition<'a>(object: &'a Value, kind: &str) -> &'a Value {
-    let conditions = object["status"]["conditions"].as_array();
-    conditions.and_then(|all| all.iter().find(|condition| condition["type"] == kind)).unwrap_or(&Value::Null)
 }
 
 /// Pods are killed and deleted while versions change. Then pods may be missing through no fault of the controllers;

@@ -37,6 +37,23 @@ pub fn update(pod: &Pod, config: &Config) -> Result<(), String> {
     try_create(pod, config).map_err(|error| format!("update the pod's cgroup: {error}"))
 }
 
+/// Weighs the classes against guaranteed pods: burstable ones get what they ask for together, the rest what is left.
+/// Failure is no worse than what [`create`] reports.
+pub fn weigh_classes<'a>(pods: impl IntoIterator<Item = &'a Pod>, config: &Config) {
+    for (class, shares) in class_shares(pods) {
+        let parent = directory(config, &format!("{}/kubepods/{class}", config.cgroup_root.trim_end_matches('/')));
+        if let Err(error) = apply(config, Path::new(parent.trim_start_matches('/')), vec![weight(shares)]) {
+            tracing::debug!(class, %error, "class not weighed");
+        }
+    }
+}
+
+fn class_shares<'a>(pods: impl IntoIterator<Item = &'a Pod>) -> [(&'static str, i64); 2] {
+    let burstable = pods.into_iter().filter(|pod| resources::qos(pod) == Qos::Burstable);
+    let asked = burstable.map(|pod| resources::pod_request(pod, "cpu")).sum();
+    [("burstable", resources::cpu_shares(asked)), ("besteffort", resources::cpu_shares(0))]
+}
+
 fn directory(config: &Config, parent: &str) -> String {
     format!("{}{parent}", config.runtime_cgroup_root.trim_end_matches('/'))
 }
@@ -48,14 +65,18 @@ struct Setting {
     v2: (&'static str, String),
 }
 
-fn settings(pod: &Pod, config: &Config) -> Vec<Setting> {
-    let shares = resources::cpu_shares(resources::pod_request(pod, "cpu"));
-    let period = resources::CPU_PERIOD;
-    let mut settings = vec![Setting {
+fn weight(shares: i64) -> Setting {
+    Setting {
         controller: "cpu",
         v1: vec![("cpu.shares", shares.to_string())],
         v2: ("cpu.weight", resources::cpu_weight(shares).to_string()),
-    }];
+    }
+}
+
+fn settings(pod: &Pod, config: &Config) -> Vec<Setting> {
+    let shares = resources::cpu_shares(resources::pod_request(pod, "cpu"));
+    let period = resources::CPU_PERIOD;
+    let mut settings = vec![weight(shares)];
     if let Some(quota) = resources::pod_limit(pod, "cpu").map(resources::cpu_quota) {
         settings.push(Setting {
             controller: "cpu",
@@ -82,12 +103,15 @@ fn settings(pod: &Pod, config: &Config) -> Vec<Setting> {
 
 fn try_create(pod: &Pod, config: &Config) -> io::Result<()> {
     let parent = directory(config, &parent(pod, config));
-    let relative = Path::new(parent.trim_start_matches('/'));
+    apply(config, Path::new(parent.trim_start_matches('/')), settings(pod, config))
+}
+
+fn apply(config: &Config, relative: &Path, settings: Vec<Setting>) -> io::Result<()> {
     let unified = config.cgroup_mount.join("cgroup.controllers").exists();
     if unified {
         create_v2(&config.cgroup_mount, relative)?;
     }
-    for setting in settings(pod, config) {
+    for setting in settings {
         if unified {
             std::fs::write(config.cgroup_mount.join(relative).join(setting.v2.0), setting.v2.1)?;
             continue;
@@ -184,5 +208,8 @@ mod tests {
         let v2: Vec<(&str, String)> = settings(&limited, &config).into_iter().map(|setting| setting.v2).collect();
         let expected = [("cpu.weight", "20"), ("cpu.max", "50000 100000"), ("memory.max", "67108864")];
         assert_eq!(v2, expected.map(|(file, value)| (file, value.to_owned())));
+        let pods = ["500m", "1500m"].map(|cpu| pod(json!({"requests": {"cpu": cpu}})));
+        let shares = class_shares(pods.iter().chain([&limited, &pod(json!({}))]));
+        assert_eq!(shares, [("burstable", 2048), ("besteffort", 2)]);
     }
 }

@@ -11,6 +11,9 @@ const LOG_CHECK: Duration = Duration::from_secs(10);
 /// How soon a resize that had no room tries again.
 const RESIZE_RETRY: Duration = Duration::from_secs(3);
 
+/// Pods that ended count no more in their class after this long at most, as upstream.
+const WEIGH: Duration = Duration::from_secs(60);
+
 /// How often a runtime is asked that tells no events (containerd before 1.7), as upstream does.
 const POLL: Duration = Duration::from_secs(1);
 
@@ -75,6 +78,13 @@ pub async fn resizes(pods: Arc<Pods>) {
     loop {
         tokio::time::sleep(RESIZE_RETRY).await;
         pods.retry_resizes().await;
+    }
+}
+
+pub async fn weigh_classes(pods: Arc<Pods>) {
+    loop {
+        pods.weigh_classes().await;
+        tokio::time::sleep(WEIGH).await;
     }
 }
 

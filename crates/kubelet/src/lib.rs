@@ -102,6 +102,7 @@ async fn serve(config: Config, informers: Informers, shutdown: CancellationToken
     tasks.spawn(housekeeping::events(pods.clone()));
     tasks.spawn(housekeeping::relist(pods.clone()));
     tasks.spawn(housekeeping::resizes(pods.clone()));
+    tasks.spawn(housekeeping::weigh_classes(pods.clone()));
     tasks.spawn(housekeeping::rotate_logs(pods.clone()));
     tasks.spawn(housekeeping::collect_images(pods.clone()));
     tasks.spawn(manager.run());

@@ -71,6 +71,14 @@ impl Pods {
             }
         }
         self.start(pod, runtime);
+        self.weigh_classes().await;
+    }
+
+    /// Gives the QoS classes their shares of the processors.
+    pub async fn weigh_classes(&self) {
+        let (pods, config) = (self.active(), self.shared.config.clone());
+        let weigh = move || crate::cgroup::weigh_classes(pods.iter().map(|pod| pod.as_ref()), &config);
+        let _ = tokio::task::spawn_blocking(weigh).await;
     }
 
     /// Hands a changed pod to its task, with as much as it can be granted.

@@ -10,6 +10,7 @@ mod containerd;
 mod host;
 mod image;
 mod machine;
+mod stage;
 mod wait;
 
 pub use api::{Answer, Api, MERGE, STRATEGIC, Watch};
@@ -18,6 +19,7 @@ pub use containerd::Containerd;
 pub use host::Host;
 pub use image::{busybox_archive, image_archive};
 pub use machine::Traces;
+pub use stage::{beside, condition, name, uid};
 pub use wait::eventually;
 
 use std::path::PathBuf;

@@ -7,7 +7,10 @@ async fn failures_are_statuses() {
     let cluster = Cluster::start().await;
     let missing = "the server could not find the requested resource";
     cluster.get("/api/v1/namespaces/default/nothings").await.fails(404, "NotFound", missing);
-    cluster.get("/apis/none/v1/things").await.fails(404, "NotFound", missing);
+    cluster.get("/apis/apps/v9/things").await.fails(404, "NotFound", missing);
+    // Of a group that nobody serves, nothing is a resource.
+    let nobody = cluster.get("/apis/none/v1/things").await;
+    assert_eq!((nobody.code, nobody.text.as_str()), (404, "404 page not found\n"));
     cluster.get("/api/v1/pods/p").await.fails(404, "NotFound", missing);
     cluster.get("/api/v1/namespaces/default/nodes").await.fails(404, "NotFound", missing);
     cluster.get(&format!("{MAPS}/a/status")).await.fails(404, "NotFound", missing);

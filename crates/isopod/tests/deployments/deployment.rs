@@ -1,11 +1,10 @@
 //! Deployments.
 
 use serde_json::{Value, json};
+use testkit::{condition, name};
 
 use crate::common::BUSYBOX;
-use crate::{
-    Lab, MISSING, active, condition, controlled_by, exercise_scale, exercise_status, name, sleepers, template, workload,
-};
+use crate::{Lab, MISSING, active, controlled_by, exercise_scale, exercise_status, sleepers, template, workload};
 
 const REVISION: &str = "deployment.kubernetes.io/revision";
 

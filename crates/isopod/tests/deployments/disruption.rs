@@ -1,10 +1,10 @@
 //! PodDisruptionBudgets and evictions.
 
 use serde_json::{Value, json};
-use testkit::{Answer, eventually};
+use testkit::{Answer, condition, eventually, name};
 
 use crate::common::BUSYBOX;
-use crate::{Lab, active, condition, name, sleepers, template};
+use crate::{Lab, active, sleepers, template};
 
 fn budget(name: &str, spec: &Value) -> Value {
     let mut budget = json!({"metadata": {"name": name}, "spec": {"selector": {"matchLabels": {"name": "foo"}}}});

@@ -10,7 +10,7 @@ mod replication_controller;
 
 use common::BUSYBOX;
 use serde_json::{Value, json};
-use testkit::{Api, Cluster, eventually};
+use testkit::{Api, Cluster, condition, eventually};
 
 /// An image that no node has or gets.
 pub const MISSING: &str = "isopod.invalid/missing:1";
@@ -30,15 +30,8 @@ type Behaviour = fn(&Lab);
 fn observe(behaviours: &[(&str, Behaviour)]) {
     let (cluster, _) = common::cluster();
     let api = cluster.api();
-    std::thread::scope(|scope| {
-        for (name, behaviour) in behaviours {
-            let lab = Lab { cluster: &cluster, api: &api, namespace: name.replace('_', "-") };
-            let run = move || {
-                lab.prepare();
-                behaviour(&lab);
-            };
-            std::thread::Builder::new().name((*name).into()).spawn_scoped(scope, run).expect("start a thread");
-        }
+    testkit::beside(&cluster, behaviours, |namespace, behaviour| {
+        behaviour(&Lab { cluster: &cluster, api: &api, namespace: namespace.to_owned() });
     });
 }
 
@@ -96,12 +89,6 @@ fn disruption_budgets_behave() {
 }
 
 impl Lab<'_> {
-    fn prepare(&self) {
-        self.api.post("/api/v1/namespaces", &json!({"metadata": {"name": self.namespace}}));
-        // Without it no pod is admitted.
-        self.api.wait(&self.at("serviceaccounts/default"), |_| true);
-    }
-
     /// The path of a resource, or of what lies below one.
     pub fn at(&self, path: &str) -> String {
         let resource = path.split(['/', '?']).next().unwrap_or_default();
@@ -198,21 +185,12 @@ pub fn sleepers(name: &str, replicas: i32, labels: &Value) -> Value {
     workload(name, replicas, labels, template(labels, BUSYBOX))
 }
 
-pub fn condition<'a>(object: &'a Value, kind: &str) -> &'a Value {
-    let conditions = object["status"]["conditions"].as_array();
-    conditions.and_then(|all| all.iter().find(|condition| condition["type"] == kind)).unwrap_or(&Value::Null)
-}
-
 /// Whether `object` is owned and controlled by `owner`.
 pub fn controlled_by(object: &Value, owner: &Value) -> bool {
     let references = object["metadata"]["ownerReferences"].as_array();
     references.is_some_and(|all| {
         all.iter().any(|reference| reference["controller"] == true && reference["uid"] == owner["metadata"]["uid"])
     })
-}
-
-pub fn name(object: &Value) -> &str {
-    object["metadata"]["name"].as_str().expect("an object has a name")
 }
 
 /// Scales at `path` through its scale subresource by PUT and PATCH, and by what must be refused.
@@ -287,7 +265,7 @@ pub fn exercise_quota(lab: &Lab, resource: &str, name: &str, object: &Value) {
 /// Every pod answers through the API server's proxy with its own name.
 pub fn exercise_serving(lab: &Lab, name: &str, replicas: usize) {
     for pod in lab.running(name, replicas) {
-        let pod = self::name(&pod);
+        let pod = testkit::name(&pod);
         eventually(&format!("an answer of {pod}"), || {
             let path = lab.at(&format!("pods/{pod}:8080/proxy/"));
             let answer = lab.api.send("GET", &path, "application/json", &Value::Null);

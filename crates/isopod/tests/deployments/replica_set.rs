@@ -1,11 +1,12 @@
 //! ReplicaSets.
 
 use serde_json::{Value, json};
+use testkit::name;
 
 use crate::common::BUSYBOX;
 use crate::{
-    Lab, active, controlled_by, exercise_quota, exercise_scale, exercise_serving, exercise_status, name, server,
-    sleepers, template, workload,
+    Lab, active, controlled_by, exercise_quota, exercise_scale, exercise_serving, exercise_status, server, sleepers,
+    template, workload,
 };
 
 pub fn serves_on_each_replica(lab: &Lab) {

@@ -1,10 +1,11 @@
 //! ReplicationControllers: ReplicaSets' elders, with a plain map as selector and dependents that outlive them.
 
 use serde_json::{Value, json};
+use testkit::name;
 
 use crate::common::BUSYBOX;
 use crate::replica_set::{exercise_adoption, exercise_release};
-use crate::{Lab, exercise_quota, exercise_scale, exercise_serving, name, server, template};
+use crate::{Lab, exercise_quota, exercise_scale, exercise_serving, server, template};
 
 const RESOURCE: &str = "replicationcontrollers";
 

@@ -1,9 +1,9 @@
 //! CronJobs. Nobody waits for a schedule: a CronJob whose last time lies back has a run due at once.
 
 use serde_json::{Value, json};
-use testkit::eventually;
+use testkit::{eventually, name};
 
-use crate::{Scene, has_condition, name, play};
+use crate::{Scene, has_condition, play};
 
 #[test]
 fn cron_jobs() {

@@ -2,9 +2,9 @@
 //! stays pending.
 
 use serde_json::Value;
-use testkit::eventually;
+use testkit::{eventually, name, uid};
 
-use crate::{Scene, has_condition, is_ready, name, play, uid};
+use crate::{Scene, has_condition, is_ready, play};
 
 #[test]
 fn daemon_sets() {

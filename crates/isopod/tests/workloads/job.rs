@@ -1,8 +1,9 @@
 //! Jobs.
 
 use serde_json::{Value, json};
+use testkit::{condition, name, uid};
 
-use crate::{Scene, common, condition, has_condition, is_ready, name, play, uid};
+use crate::{Scene, common, has_condition, is_ready, play};
 
 #[test]
 fn jobs() {
@@ -47,7 +48,7 @@ fn complete(scene: &Scene, job: &str) -> Value {
 /// Waits until the job has failed for a reason; its message.
 fn failed(scene: &Scene, job: &str, reason: &str) -> String {
     let job = scene.wait(&format!("job/{job}"), |job| has_condition(job, "Failed"));
-    let (target, failed) = (condition(&job, "FailureTarget").unwrap(), condition(&job, "Failed").unwrap());
+    let (target, failed) = (condition(&job, "FailureTarget"), condition(&job, "Failed"));
     assert_eq!((&failed["reason"], &target["reason"]), (&reason.into(), &reason.into()));
     assert_eq!(failed["message"], target["message"]);
     assert!(job["status"]["completionTime"].is_null());
@@ -63,9 +64,9 @@ fn run_by_index(scene: &Scene) {
     let done = complete(scene, "indexed");
     assert_eq!((&done["status"]["succeeded"], &done["status"]["completedIndexes"]), (&4.into(), &"0-3".into()));
     assert!(done["status"]["completionTime"].is_string() && done["status"]["active"].is_null());
-    let why = |kind| condition(&done, kind).map(|it| (it["reason"].clone(), it["message"].clone()));
+    let why = |kind| (condition(&done, kind)["reason"].clone(), condition(&done, kind)["message"].clone());
     let reached = (json!("CompletionsReached"), json!("Reached expected number of succeeded pods"));
-    assert_eq!((why("SuccessCriteriaMet"), why("Complete")), (Some(reached.clone()), Some(reached)));
+    assert_eq!((why("SuccessCriteriaMet"), why("Complete")), (reached.clone(), reached));
     assert_eq!(scene.event("indexed", "Completed"), "Job completed");
     let mut indexes: Vec<String> = scene
         .pods("indexed")
@@ -95,9 +96,9 @@ fn run_by_index(scene: &Scene) {
     let policy = "completions: 3\n  parallelism: 3\n  completionMode: Indexed\n  successPolicy: {rules: [{succeededIndexes: \"0\", succeededCount: 1}]}";
     scene.apply(&job("leader", policy, "test $JOB_COMPLETION_INDEX = 0 || exec sleep 100000"));
     let done = complete(scene, "leader");
-    let met = condition(&done, "SuccessCriteriaMet").unwrap();
+    let met = condition(&done, "SuccessCriteriaMet");
     assert_eq!((&met["reason"], &met["message"]), (&"SuccessPolicy".into(), &"Matched rules at index 0".into()));
-    assert_eq!(condition(&done, "Complete").unwrap()["reason"], "SuccessPolicy");
+    assert_eq!(condition(&done, "Complete")["reason"], "SuccessPolicy");
     assert_eq!((&done["status"]["succeeded"], &done["status"]["completedIndexes"]), (&1.into(), &"0".into()));
     assert!(done["status"]["failed"].is_null());
 }
@@ -201,7 +202,7 @@ fn suspend_and_resume(scene: &Scene) {
     let spec = "suspend: true\n  completions: 2\n  parallelism: 2\n  podReplacementPolicy: Failed";
     scene.apply(&job("paused", spec, FOREVER));
     let paused = scene.wait("job/paused", |job| has_condition(job, "Suspended"));
-    let suspended = condition(&paused, "Suspended").unwrap();
+    let suspended = condition(&paused, "Suspended");
     assert_eq!((&suspended["reason"], &suspended["message"]), (&"JobSuspended".into(), &"Job suspended".into()));
     assert!(paused["status"]["startTime"].is_null() && scene.pods("paused").is_empty());
     scene.patch("job/paused", r#"{"spec":{"template":{"spec":{"nodeSelector":{"kubernetes.io/os":"linux"}}}}}"#);
@@ -219,7 +220,7 @@ fn suspend_and_resume(scene: &Scene) {
 
     scene.patch("job/paused", r#"{"spec":{"suspend":false}}"#);
     let running = scene.wait("job/paused", |job| job["status"]["ready"] == 2);
-    assert_eq!(condition(&running, "Suspended").unwrap()["reason"], "JobResumed");
+    assert_eq!(condition(&running, "Suspended")["reason"], "JobResumed");
     assert!(running["status"]["startTime"].is_string());
     assert!(scene.pods("paused").iter().all(|pod| pod["spec"]["nodeSelector"]["kubernetes.io/os"] == "linux"));
     let complaint = scene.refuse(&[

@@ -15,30 +15,20 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use common::{BUSYBOX, cluster};
 use serde_json::Value;
-use testkit::{Cluster, eventually};
+use testkit::{Cluster, condition, eventually, name};
 
 /// One behaviour's stage.
 struct Scene<'a> {
     cluster: &'a Cluster,
-    namespace: &'static str,
+    namespace: &'a str,
 }
 
 type Act = fn(&Scene);
 
 /// Starts a cluster and runs scenes in it, each in the namespace it is named after.
-fn play(scenes: &[(&'static str, Act)]) {
+fn play(scenes: &[(&str, Act)]) {
     let (cluster, _) = cluster();
-    std::thread::scope(|scope| {
-        for &(namespace, act) in scenes {
-            let scene = Scene { cluster: &cluster, namespace };
-            let thread = std::thread::Builder::new().name(namespace.to_owned());
-            let play = move || {
-                scene.cluster.run(&["create", "namespace", namespace]);
-                act(&scene);
-            };
-            thread.spawn_scoped(scope, play).expect("start a thread");
-        }
-    });
+    testkit::beside(&cluster, scenes, |namespace, act| act(&Scene { cluster: &cluster, namespace }));
 }
 
 impl Scene<'_> {
@@ -133,14 +123,6 @@ impl Scene<'_> {
     }
 }
 
-fn name(object: &Value) -> &str {
-    object["metadata"]["name"].as_str().expect("a name")
-}
-
-fn uid(object: &Value) -> &str {
-    object["metadata"]["uid"].as_str().expect("a uid")
-}
-
 fn names(objects: &[Value]) -> Vec<&str> {
     objects.iter().map(name).collect()
 }
@@ -150,9 +132,5 @@ fn is_ready(pod: &Value) -> bool {
 }
 
 fn has_condition(object: &Value, kind: &str) -> bool {
-    condition(object, kind).is_some_and(|condition| condition["status"] == "True")
-}
-
-fn condition<'a>(object: &'a Value, kind: &str) -> Option<&'a Value> {
-    object["status"]["conditions"].as_array()?.iter().find(|condition| condition["type"] == kind)
+    condition(object, kind)["status"] == "True"
 }

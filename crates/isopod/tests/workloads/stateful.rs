@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::process::{Child, Stdio};
 
 use serde_json::Value;
-use testkit::eventually;
+use testkit::{eventually, name, uid};
 
-use crate::{Scene, is_ready, name, names, play, uid};
+use crate::{Scene, is_ready, names, play};
 
 #[test]
 fn stateful_sets() {
