@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use client::informer::Object;
@@ -31,7 +32,19 @@ pub struct ResourceQuotaController {
     claims: Store<PersistentVolumeClaim>,
     /// By `plural.group`, the kinds that some quota counts.
     counted: Mutex<HashMap<String, Counted>>,
+    /// By quota, counts lower than what is charged.
+    doubts: parking_lot::Mutex<HashMap<String, Doubt>>,
 }
+
+/// What admission charges for is stored a moment later, and gets to our caches later still. A count is taken for too
+/// low, not the charge for too high, until it has been the same for [`SETTLING`] while nothing was charged.
+struct Doubt {
+    since: Instant,
+    resource_version: Option<String>,
+    used: Amounts,
+}
+
+const SETTLING: Duration = Duration::from_millis(200);
 
 struct Counted {
     informer: Informer<Meta>,
@@ -51,17 +64,27 @@ impl Controller for ResourceQuotaController {
             claims: weighed(context, &quotas, "persistentvolumeclaims"),
             quotas,
             counted: Mutex::default(),
+            doubts: parking_lot::Mutex::default(),
         }
     }
 
     async fn reconcile(&self, key: &str) -> anyhow::Result<Requeue> {
-        let Some(quota) = self.quotas.get(key) else { return Ok(Requeue::Never) };
+        let Some(quota) = self.quotas.get(key) else {
+            self.doubts.lock().remove(key);
+            return Ok(Requeue::Never);
+        };
         let hard = quota.spec.as_ref().and_then(|spec| spec.hard.clone()).unwrap_or_default();
         let used = self.used(split_key(key).0, quota.spec.as_ref(), &hard).await?;
         let before = quota.status.clone().unwrap_or_default();
         let known = before.used.iter().flatten().map(|(key, text)| (key.clone(), amount(text))).collect::<Amounts>();
         if known == used && before.hard.unwrap_or_default() == hard {
+            self.doubts.lock().remove(key);
             return Ok(Requeue::Never);
+        }
+        if used.iter().any(|(key, amount)| known.get(key).is_some_and(|known| amount < known))
+            && let Some(wait) = self.doubt(key, &quota, &used)
+        {
+            return Ok(Requeue::After(wait));
         }
         let used = used.into_iter().map(|(key, amount)| (key, Text(amount.to_string()))).collect();
         let status = Some(ResourceQuotaStatus { hard: Some(hard), used: Some(used) });
@@ -101,6 +124,21 @@ fn beside(quotas: &Store<ResourceQuota>, namespace: Option<&str>, queue: &WorkQu
 }
 
 impl ResourceQuotaController {
+    /// How long to go on doubting a count.
+    fn doubt(&self, key: &str, quota: &ResourceQuota, used: &Amounts) -> Option<Duration> {
+        let fresh = || Doubt {
+            since: Instant::now(),
+            resource_version: quota.metadata.resource_version.clone(),
+            used: used.clone(),
+        };
+        let mut doubts = self.doubts.lock();
+        let doubt = doubts.entry(key.to_owned()).or_insert_with(fresh);
+        if doubt.used != *used || doubt.resource_version != quota.metadata.resource_version {
+            *doubt = fresh();
+        }
+        SETTLING.checked_sub(doubt.since.elapsed()).filter(|wait| !wait.is_zero())
+    }
+
     async fn used(
         &self,
         namespace: &str,

@@ -67,3 +67,27 @@ async fn a_quota_gets_back_what_goes() {
     until_get("one less", &quotas, "q", |quota| uses(quota, "count/configmaps", &before.to_string())).await;
     cluster.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quota_is_not_exceeded_by_haste() {
+    let cluster = Cluster::start().await;
+    let (pods, quotas) = (cluster.api::<Pod>(), cluster.api::<ResourceQuota>());
+    quotas.make(json!({"metadata": {"name": "q"}, "spec": {"hard": {"pods": "3"}}})).await;
+    let used = |quota: &ResourceQuota| quota.status.as_ref()?.used.as_ref()?.get("pods").map(|used| used.0.clone());
+    until_get("counted", &quotas, "q", |quota| used(quota).is_some()).await;
+    for round in 0..10 {
+        let names: Vec<String> = (0..8).map(|number| format!("p{round}-{number}")).collect();
+        let made = names.iter().map(|name| async {
+            pods.create(&Default::default(), &serde_json::from_value(pod(name)).unwrap()).await.is_ok()
+        });
+        let made = futures::future::join_all(made).await;
+        assert_eq!(made.iter().filter(|made| **made).count(), 3, "round {round}");
+        // While the controller may still be counting what has just been made, there is no room for more.
+        assert!(pods.create(&Default::default(), &serde_json::from_value(pod("more")).unwrap()).await.is_err());
+        for (name, _) in names.iter().zip(&made).filter(|(_, made)| **made) {
+            pods.remove(name, DeleteParams::default()).await;
+        }
+        until_get("given back", &quotas, "q", |quota| used(quota).as_deref() == Some("0")).await;
+    }
+    cluster.stop().await;
+}
