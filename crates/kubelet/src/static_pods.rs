@@ -166,7 +166,9 @@ fn scan(directory: &Path, node: &str) -> (BTreeMap<String, Pod>, Vec<String>) {
 
 /// A manifest as a pod of this node; its uid is a hash of both, so that an edit makes another pod.
 fn parse(text: &str, node: &str) -> Result<Pod, String> {
-    let mut pod: Pod = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+    // By way of a value: a typed decoder of YAML would be in the binary for this alone, and is large.
+    let value: serde_json::Value = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
+    let mut pod: Pod = serde_json::from_value(value).map_err(|error| error.to_string())?;
     let name = pod.metadata.name.clone().filter(|name| !name.is_empty()).ok_or("a static pod needs a name")?;
     let spec = pod.spec.as_mut().ok_or("a static pod needs a spec")?;
     spec.node_name = Some(node.to_owned());
