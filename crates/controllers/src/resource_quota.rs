@@ -13,7 +13,8 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity as Text;
 use kube::Api;
-use kube::api::{ListParams, PostParams};
+use kube::api::{ApiResource, ListParams, PostParams};
+use kube::core::NamespaceResourceScope;
 use machinery::quantity::Quantity;
 use resources::quota::{Amounts, Scoped, delta, usage};
 use serde_json::Value;
@@ -37,7 +38,8 @@ pub struct ResourceQuotaController {
 }
 
 /// What admission charges for is stored a moment later, and gets to our caches later still. A count is taken for too
-/// low, not the charge for too high, until it has been the same for [`SETTLING`] while nothing was charged.
+/// low, not the charge for too high, until it has been the same for [`SETTLING`] while nothing was charged; then the
+/// server is asked.
 struct Doubt {
     since: Instant,
     resource_version: Option<String>,
@@ -46,7 +48,14 @@ struct Doubt {
 
 const SETTLING: Duration = Duration::from_millis(200);
 
+#[derive(Clone, Copy, PartialEq)]
+enum Source {
+    Cache,
+    Server,
+}
+
 struct Counted {
+    resource: ApiResource,
     informer: Informer<Meta>,
     _follow: AbortOnDropHandle<()>,
 }
@@ -74,17 +83,18 @@ impl Controller for ResourceQuotaController {
             return Ok(Requeue::Never);
         };
         let hard = quota.spec.as_ref().and_then(|spec| spec.hard.clone()).unwrap_or_default();
-        let used = self.used(split_key(key).0, quota.spec.as_ref(), &hard).await?;
+        let mut used = self.used(split_key(key).0, quota.spec.as_ref(), &hard, Source::Cache).await?;
         let before = quota.status.clone().unwrap_or_default();
         let known = before.used.iter().flatten().map(|(key, text)| (key.clone(), amount(text))).collect::<Amounts>();
         if known == used && before.hard.unwrap_or_default() == hard {
             self.doubts.lock().remove(key);
             return Ok(Requeue::Never);
         }
-        if used.iter().any(|(key, amount)| known.get(key).is_some_and(|known| amount < known))
-            && let Some(wait) = self.doubt(key, &quota, &used)
-        {
-            return Ok(Requeue::After(wait));
+        if used.iter().any(|(key, amount)| known.get(key).is_some_and(|known| amount < known)) {
+            if let Some(wait) = self.doubt(key, &quota, &used) {
+                return Ok(Requeue::After(wait));
+            }
+            used = self.used(split_key(key).0, quota.spec.as_ref(), &hard, Source::Server).await?;
         }
         let used = used.into_iter().map(|(key, amount)| (key, Text(amount.to_string()))).collect();
         let status = Some(ResourceQuotaStatus { hard: Some(hard), used: Some(used) });
@@ -144,24 +154,37 @@ impl ResourceQuotaController {
         namespace: &str,
         spec: Option<&ResourceQuotaSpec>,
         hard: &BTreeMap<String, Text>,
+        source: Source,
     ) -> anyhow::Result<Amounts> {
         let scoped: Scoped = serde_json::from_value(serde_json::to_value(spec).unwrap_or_default()).unwrap_or_default();
         let mut used: Amounts = hard.keys().map(|key| (key.clone(), Quantity::new(0))).collect();
-        weigh("pods", &self.pods.list_namespace(namespace), &scoped, &mut used);
-        weigh("services", &self.services.list_namespace(namespace), &scoped, &mut used);
-        weigh("persistentvolumeclaims", &self.claims.list_namespace(namespace), &scoped, &mut used);
+        weigh("pods", &self.objects(&self.pods, namespace, source).await?, &scoped, &mut used);
+        weigh("services", &self.objects(&self.services, namespace, source).await?, &scoped, &mut used);
+        weigh("persistentvolumeclaims", &self.objects(&self.claims, namespace, source).await?, &scoped, &mut used);
         // A quota with scopes counts pods only.
         if scoped.matches(false, &Value::Null) {
             for (key, amount) in &mut used {
                 if let Some(resource) = counted(key) {
-                    *amount = Quantity::new(self.count(resource, namespace).await?);
+                    *amount = Quantity::new(self.count(resource, namespace, source).await?);
                 }
             }
         }
         Ok(used)
     }
 
-    async fn count(&self, resource: &str, namespace: &str) -> anyhow::Result<i64> {
+    async fn objects<K>(&self, cache: &Store<K>, namespace: &str, source: Source) -> anyhow::Result<Vec<Arc<K>>>
+    where
+        K: Object<DynamicType = (), Scope = NamespaceResourceScope>,
+    {
+        if source == Source::Cache {
+            return Ok(cache.list_namespace(namespace));
+        }
+        let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
+        let list = api.list(&ListParams::default()).await.with_context(|| format!("list {}", K::plural(&())))?;
+        Ok(list.items.into_iter().map(Arc::new).collect())
+    }
+
+    async fn count(&self, resource: &str, namespace: &str, source: Source) -> anyhow::Result<i64> {
         let mut counted = self.counted.lock().await;
         if !counted.contains_key(resource) {
             let (plural, group) = resource.split_once('.').unwrap_or((resource, ""));
@@ -173,15 +196,21 @@ impl ResourceQuotaController {
                     && found.can("watch")
             });
             let Some(found) = found else { return Ok(0) };
-            counted.insert(resource.to_owned(), self.follow(Api::all_with(self.client.clone(), &found.resource)));
+            counted.insert(resource.to_owned(), self.follow(found.resource));
         }
-        let informer = counted[resource].informer.clone();
+        let (informer, kind) = (counted[resource].informer.clone(), counted[resource].resource.clone());
         drop(counted);
+        if source == Source::Server {
+            let api: Api<Meta> = Api::namespaced_with(self.client.clone(), namespace, &kind);
+            let list = api.list_metadata(&ListParams::default()).await;
+            return Ok(list.with_context(|| format!("list {resource}"))?.items.len() as i64);
+        }
         informer.synced().await;
         Ok(informer.store().list_namespace(namespace).len() as i64)
     }
 
-    fn follow(&self, api: Api<Meta>) -> Counted {
+    fn follow(&self, resource: ApiResource) -> Counted {
+        let api = Api::all_with(self.client.clone(), &resource);
         let informer = Informer::start(api, ListParams::default(), |object: &mut Meta| {
             object.metadata.annotations = None;
             object.metadata.labels = None;
@@ -195,7 +224,7 @@ impl ResourceQuotaController {
                 }
             }
         });
-        Counted { informer, _follow: AbortOnDropHandle::new(follow) }
+        Counted { resource, informer, _follow: AbortOnDropHandle::new(follow) }
     }
 }
 
