@@ -21,8 +21,10 @@ use tokio_tungstenite::tungstenite::{self, Message, protocol::Role};
 
 use crate::authn::WEBSOCKET_TOKEN;
 
+type Encode = fn(Bytes) -> Message;
+
 /// How messages are written, by protocol; clients that name none get the first.
-const PROTOCOLS: [(&str, fn(Bytes) -> Message); 3] = [
+const PROTOCOLS: [(&str, Encode); 3] = [
     ("", Message::Binary),
     ("binary.k8s.io", Message::Binary),
     ("base64.binary.k8s.io", |data| Message::text(STANDARD.encode(data))),
@@ -34,7 +36,7 @@ const LINGER: Duration = Duration::from_secs(5);
 pub struct Reader {
     client: OnUpgrade,
     answer: HeaderMap,
-    encode: fn(Bytes) -> Message,
+    encode: Encode,
 }
 
 /// Takes the upgrade out of a request that asks for one; what is left asks for a plain answer.
@@ -63,7 +65,7 @@ pub fn reader(request: &mut Request<Body>) -> Result<Option<Reader>> {
 }
 
 /// The client's first protocol that we speak.
-fn negotiate(headers: &HeaderMap) -> Result<(&'static str, fn(Bytes) -> Message)> {
+fn negotiate(headers: &HeaderMap) -> Result<(&'static str, Encode)> {
     let values = headers.get_all(SEC_WEBSOCKET_PROTOCOL).into_iter().filter_map(|value| value.to_str().ok());
     let words = values.flat_map(|value| value.split(',')).map(str::trim);
     let mut wanted: Vec<&str> = words.filter(|word| !word.starts_with(WEBSOCKET_TOKEN)).collect();
@@ -96,7 +98,7 @@ impl Reader {
     }
 }
 
-async fn relay<S>(client: S, body: Body, encode: fn(Bytes) -> Message)
+async fn relay<S>(client: S, body: Body, encode: Encode)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
 {
