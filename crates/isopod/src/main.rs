@@ -22,6 +22,8 @@ fn main() -> ExitCode {
     if let Some(never) = runtime::entrypoint(std::env::args_os()) {
         match never {}
     }
+    // What containers find must not depend on the caller's habits; secrets are made with modes of their own.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     memory::configure();
     let arguments = match cli::parse() {
         Ok(arguments) => arguments,

@@ -2,23 +2,9 @@
 
 mod common;
 
-use common::{cluster, container, events, first_status, pod, shell, with};
+use common::{cluster, container, events, field, first_status, output, pod, shell};
 use serde_json::{Value, json};
-use testkit::{Cluster, eventually};
-
-/// Runs a pod to its end and returns its log.
-fn output(cluster: &Cluster, name: &str, spec: Value) -> String {
-    cluster.apply(&pod(name, with(json!({"restartPolicy": "Never"}), spec)).to_string());
-    let ended =
-        cluster.wait(&["pod", name], |pod| matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed")));
-    let log = cluster.run(&["logs", name]);
-    assert_eq!(ended["status"]["phase"], "Succeeded", "{log}{:#}", ended["status"]);
-    log
-}
-
-fn field(name: &str, path: &str) -> Value {
-    json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}})
-}
+use testkit::eventually;
 
 fn resource(name: &str, resource: &str) -> Value {
     json!({"name": name, "valueFrom": {"resourceFieldRef": {"resource": resource}}})
@@ -46,7 +32,7 @@ fn variables_come_from_everywhere_and_expand() {
             "command": ["sh", "-c", "echo command '$(BOTH)' $0; env"], "args": ["argument-$(CONFIG)"],
         }),
     );
-    let log = output(&cluster, "variables", json!({"containers": [main]}));
+    let log = output(&cluster, "default", "variables", json!({"containers": [main]}));
     let pod = cluster.get(&["pod", "variables"]);
     let lines: Vec<&str> = log.lines().collect();
     let expect = |line: String| assert!(lines.contains(&line.as_str()), "{line:?} is not in {log}");
@@ -85,7 +71,7 @@ fn security_settings_hold() {
     let main = shell("main", script, json!({"securityContext": own, "volumeMounts": mounts}));
     let spec = json!({"securityContext": context, "containers": [main], "volumes": [{"name": "data", "emptyDir": {}}],
         "hostAliases": [{"ip": "123.45.67.89", "hostnames": ["foo.remote", "bar.remote"]}]});
-    let log = output(&cluster, "secured", spec);
+    let log = output(&cluster, "default", "secured", spec);
     let lines: Vec<&str> = log.lines().collect();
     assert!(lines[0].starts_with("uid=1001 gid=2002"), "{log}");
     assert!(lines[0].contains("3003") && lines[0].contains("4004"), "{log}");
@@ -145,7 +131,7 @@ fn paths_in_volumes_expand_and_stay_inside() {
     let volumes = json!([{"name": "data", "emptyDir": {}}]);
     let script = "echo hello > /sub/file && cat /all/expanded/file";
     let main = shell("main", script, json!({"env": env, "volumeMounts": mount("$(NAME)")}));
-    let log = output(&cluster, "expanded", json!({"containers": [main], "volumes": volumes}));
+    let log = output(&cluster, "default", "expanded", json!({"containers": [main], "volumes": volumes}));
     assert_eq!(log, "hello\n");
 
     // A path that leads out is an error until the pod's annotation mends it.

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{cluster, events, first_status, pod, shell, with};
+use common::{cluster, events, first_status, pod, seconds, shell, with};
 use serde_json::{Value, json};
 use testkit::eventually;
 
@@ -87,10 +87,6 @@ fn readiness_and_startup_hold_back_what_they_should() {
     cluster.apply(&pod("stubborn", spec).to_string());
 
     let ready = cluster.wait(&["pod", "delayed"], |pod| first_status(pod)["ready"] == true);
-    let seconds = |text: &Value| -> i64 {
-        let output = std::process::Command::new("date").args(["+%s", "-d", text.as_str().unwrap()]).output().unwrap();
-        String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
-    };
     let conditions = ready["status"]["conditions"].as_array().unwrap();
     let since = &conditions.iter().find(|condition| condition["type"] == "Ready").unwrap()["lastTransitionTime"];
     let started = &first_status(&ready)["state"]["running"]["startedAt"];

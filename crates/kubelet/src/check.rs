@@ -18,6 +18,7 @@ const QUOTED: usize = 1024;
 /// Bytes read of a response body at most.
 const BODY_BYTES: usize = 10 << 10;
 const REDIRECTS: usize = 10;
+const PLAIN_SERVER: &str = "http: server gave HTTP response to HTTPS client";
 
 #[derive(Debug, PartialEq)]
 pub enum Outcome {
@@ -116,28 +117,35 @@ impl Target {
         Ok(format!("{scheme}://{host}:{}{slash}{path}", self.port(&action.port)?))
     }
 
-    pub async fn http(&self, action: &HTTPGetAction) -> Outcome {
-        let first = match self.url(action) {
+    async fn http(&self, action: &HTTPGetAction) -> Outcome {
+        let url = match self.url(action) {
             Ok(url) => url,
             Err(error) => return Outcome::Error(error),
         };
-        let mut url = first.clone();
-        for _ in 0..=REDIRECTS {
-            let (status, location, body) = match get(&url, action).await {
-                Ok(answer) => answer,
-                Err(error) => return Outcome::Unhealthy(format!("Get \"{url}\": {error}")),
-            };
-            match (status, location) {
-                (301..=303 | 307 | 308, Some(location)) => match redirect(&url, &location) {
-                    Some(next) => url = next,
-                    // Another host's health is not this container's.
-                    None => return Outcome::Warning(format!("Probe terminated redirects, Response body: {body}")),
-                },
-                (200..=399, _) => return Outcome::Healthy,
-                _ => return Outcome::Unhealthy(format!("HTTP probe failed with statuscode: {status}")),
-            }
+        match follow(&url, action, "probe").await {
+            Ok((200..=299, _)) => Outcome::Healthy,
+            // Another host's health is not this container's.
+            Ok((300..=399, body)) => Outcome::Warning(format!("Probe terminated redirects, Response body: {body}")),
+            Ok((status, _)) => Outcome::Unhealthy(format!("HTTP probe failed with statuscode: {status}")),
+            Err(error) => Outcome::Unhealthy(error),
         }
-        Outcome::Unhealthy(format!("Get \"{first}\": stopped after {REDIRECTS} redirects"))
+    }
+
+    /// Sends a hook's request: whatever the answer, it was heard. A server that speaks no TLS is asked again
+    /// without; its address is returned then.
+    pub async fn tell(&self, action: &HTTPGetAction) -> Result<Option<String>, String> {
+        let url = self.url(action)?;
+        match (follow(&url, action, "lifecycle").await, url.strip_prefix("https://")) {
+            (Ok(_), _) => Ok(None),
+            (Err(error), Some(rest)) if error.ends_with(PLAIN_SERVER) => {
+                let mut plain = action.clone();
+                let secret = |name: &str| name.eq_ignore_ascii_case("authorization");
+                plain.http_headers.iter_mut().for_each(|headers| headers.retain(|header| !secret(&header.name)));
+                follow(&format!("http://{rest}"), &plain, "lifecycle").await?;
+                Ok(rest.split('/').next().map(str::to_owned))
+            }
+            (Err(error), _) => Err(error),
+        }
     }
 
     async fn tcp(&self, action: &TCPSocketAction) -> Outcome {
@@ -182,10 +190,14 @@ impl Target {
                 let status = name.get(response.get_ref().status as usize).copied().unwrap_or("UNKNOWN");
                 Outcome::Unhealthy(format!("service unhealthy (responded with {status:?})"))
             }
-            Err(status) if status.code() == tonic::Code::Unimplemented => Outcome::Unhealthy(
-                "error: this server does not implement the grpc health protocol (grpc.health.v1.Health)".to_owned(),
-            ),
-            Err(status) => Outcome::Unhealthy(format!("error: health rpc probe failed: {}", status.message())),
+            Err(status) => Outcome::Unhealthy(match (status.code(), status.message()) {
+                (tonic::Code::Unimplemented, text) => {
+                    format!(
+                        "error: this server does not implement the grpc health protocol (grpc.health.v1.Health): {text}"
+                    )
+                }
+                (code, text) => format!("error: health rpc probe failed: rpc error: code = {code:?} desc = {text}"),
+            }),
         }
     }
 }
@@ -228,8 +240,23 @@ fn redirect(from: &str, location: &str) -> Option<String> {
     }
 }
 
+/// One GET and its redirects on the same host: the last answer's status and body.
+async fn follow(first: &str, action: &HTTPGetAction, purpose: &str) -> Result<(u16, String), String> {
+    let mut url = first.to_owned();
+    for _ in 0..=REDIRECTS {
+        let answer = get(&url, action, purpose).await;
+        let (status, location, body) = answer.map_err(|error| format!("Get \"{url}\": {error}"))?;
+        let redirected = location.filter(|_| matches!(status, 301..=303 | 307 | 308));
+        match redirected.and_then(|location| redirect(&url, &location)) {
+            Some(next) => url = next,
+            None => return Ok((status, body)),
+        }
+    }
+    Err(format!("Get \"{first}\": stopped after {REDIRECTS} redirects"))
+}
+
 /// One GET without following redirects: status, Location and the body's beginning.
-async fn get(url: &str, action: &HTTPGetAction) -> Result<(u16, Option<String>, String), String> {
+async fn get(url: &str, action: &HTTPGetAction, purpose: &str) -> Result<(u16, Option<String>, String), String> {
     let uri: http::Uri = url.parse().map_err(|error| format!("{error}"))?;
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
     let secure = uri.scheme_str() == Some("https");
@@ -240,11 +267,10 @@ async fn get(url: &str, action: &HTTPGetAction) -> Result<(u16, Option<String>, 
     let mut request = http::Request::get(uri.path_and_query().map_or("/", |path| path.as_str()));
     let given = action.http_headers.iter().flatten();
     let has = |name: &str| given.clone().any(|header| header.name.eq_ignore_ascii_case(name));
-    for (name, value) in [
-        ("host", uri.authority().map(|a| a.as_str()).unwrap_or_default()),
-        ("user-agent", "kube-probe/1.36"),
-        ("accept", "*/*"),
-    ] {
+    let agent = format!("kube-{purpose}/1.36");
+    for (name, value) in
+        [("host", uri.authority().map(|a| a.as_str()).unwrap_or_default()), ("user-agent", &agent), ("accept", "*/*")]
+    {
         if !has(name) {
             request = request.header(name, value);
         }
@@ -255,7 +281,11 @@ async fn get(url: &str, action: &HTTPGetAction) -> Result<(u16, Option<String>, 
     let request = request.body(Empty::<Bytes>::new()).map_err(|error| error.to_string())?;
     if secure {
         let name = rustls::pki_types::ServerName::try_from(host).map_err(|error| error.to_string())?;
-        let stream = tls().connect(name, stream).await.map_err(|error| error.to_string())?;
+        let stream = tls().connect(name, stream).await.map_err(|error| match error.to_string() {
+            // What stands where a TLS record should begin.
+            text if text.contains("InvalidContentType") => PLAIN_SERVER.to_owned(),
+            text => text,
+        })?;
         exchange(stream, request).await
     } else {
         exchange(stream, request).await
@@ -340,3 +370,6 @@ impl rustls::client::danger::ServerCertVerifier for Unverified {
         self.0.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests;

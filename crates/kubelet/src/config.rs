@@ -18,6 +18,8 @@ pub struct Config {
     pub root_dir: PathBuf,
     /// Container logs: `NAMESPACE_NAME_UID/CONTAINER/RESTART.log` below it.
     pub pod_logs_dir: PathBuf,
+    /// The log files of the node itself, which administrators can read through the kubelet.
+    pub node_logs_dir: PathBuf,
     /// Directories of local volumes are made and deleted here; none, and this node has no such volumes.
     pub local_volumes_dir: Option<PathBuf>,
     /// Static pods are read from here.
@@ -87,6 +89,7 @@ impl Config {
             cri_endpoint: cri_endpoint.to_owned(),
             root_dir: "/var/lib/isopod/kubelet".into(),
             pod_logs_dir: "/var/log/pods".into(),
+            node_logs_dir: "/var/log".into(),
             local_volumes_dir: None,
             manifest_dir: None,
             cgroup_root: String::new(),

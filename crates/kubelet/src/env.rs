@@ -161,7 +161,7 @@ fn from_reference(input: &Input<'_>, variable: &EnvVar) -> Result<Option<String>
     if let Some(key) = &source.file_key_ref {
         let path = (input.volume)(&key.volume_name)
             .ok_or_else(|| format!("cannot find the volume {:?} referenced by FileKeyRef", key.volume_name))?;
-        return match file_key(&path.join(&key.path), &key.key)? {
+        return match file_key(&path, &key.path, &key.key)? {
             Some(value) => Ok(Some(value)),
             None => {
                 absent(key.optional, format!("environment variable key {:?} not found in file {:?}", key.key, key.path))
@@ -171,12 +171,12 @@ fn from_reference(input: &Input<'_>, variable: &EnvVar) -> Result<Option<String>
     Ok(None)
 }
 
-/// Looks a `KEY=value` line up in an environment file.
-fn file_key(path: &Path, key: &str) -> Result<Option<String>, String> {
-    let text = match std::fs::read_to_string(path) {
+/// Looks a `KEY=value` line up in an environment file, which a container of the pod may have written.
+fn file_key(volume: &Path, path: &str, key: &str) -> Result<Option<String>, String> {
+    let text = match crate::volume::read(volume, Path::new(path)) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(format!("read {}: {error}", path.display())),
+        Err(error) => return Err(format!("read environment file {path:?}: {error}")),
     };
     let mut lines = text.lines().map(str::trim_start).filter(|line| !line.starts_with('#'));
     Ok(lines.find_map(|line| {

@@ -55,6 +55,7 @@ use client::{Client, Event, EventRecorder, Informers};
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use kube::api::ListParams;
 use parking_lot::RwLock;
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -75,8 +76,11 @@ pub async fn run(config: Config, client: Client, shutdown: CancellationToken) ->
 }
 
 async fn serve(config: Config, informers: Informers, shutdown: CancellationToken) -> anyhow::Result<()> {
-    std::fs::create_dir_all(config.root_dir.join("pods"))
-        .with_context(|| format!("create {}", config.root_dir.display()))?;
+    // Volumes below are open to everybody, and so must not be within everybody's reach.
+    let pods_dir = config.root_dir.join("pods");
+    std::fs::create_dir_all(&pods_dir)
+        .and_then(|()| std::fs::set_permissions(&pods_dir, std::fs::Permissions::from_mode(0o750)))
+        .with_context(|| format!("create {}", pods_dir.display()))?;
     let cri = Cri::connect(&config.cri_endpoint);
     let runtime = first_answer(&cri).await;
     tracing::info!(runtime = runtime.runtime_name, version = runtime.runtime_version, "runtime connected");

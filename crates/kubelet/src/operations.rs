@@ -4,7 +4,7 @@
 //! They decide nothing about what comes next. A start gives up between its steps when `stop` is
 //! cancelled; a call to the runtime once made is always awaited, so nothing comes into being unseen.
 
-use crate::check::{Outcome, Target};
+use crate::check::Target;
 use crate::cri_client::CriError;
 use crate::env::{self, References};
 use crate::images::{ImageError, Progress};
@@ -158,10 +158,11 @@ impl Job {
         {
             tracing::warn!(pod = pod::full_name(&pod), container = name, error, "postStart hook failed");
             warn("FailedPostStartHook", "PostStartHook failed".to_owned());
-            tell("Killing", format!("Container {name} failed postStart hook"));
             let grace = pod::spec(&pod).termination_grace_period_seconds.unwrap_or(30);
-            let _ = self.shared.cri.stop_container(&id, grace).await;
-            let instance = self.instance(&id, &sandbox_id).await.ok();
+            let instance = match self.instance(&id, &sandbox_id).await {
+                Ok(instance) => self.clone().kill(instance, grace, KillReason::PostStart).await,
+                Err(_) => None,
+            };
             return Err(self.failed("PostStartHookError", error, instance));
         }
         self.instance(&id, &sandbox_id).await.map_err(|error| self.failed("RunContainerError", error.to_string(), None))
@@ -358,10 +359,12 @@ impl Job {
             if let Some(exec) = &hook.exec {
                 target.run(exec.command.clone().unwrap_or_default(), limit).await
             } else if let Some(get) = &hook.http_get {
-                match target.http(get).await {
-                    Outcome::Healthy | Outcome::Warning(_) => Ok(()),
-                    Outcome::Unhealthy(error) | Outcome::Error(error) => Err(error),
+                if let Some(host) = target.tell(get).await? {
+                    let text =
+                        format!("request to HTTPS lifecycle hook {host} got HTTP response, retry with HTTP succeeded");
+                    self.shared.event(&self.pod, Warning, "LifecycleHTTPFallback", text);
                 }
+                Ok(())
             } else if let Some(sleep) = &hook.sleep {
                 tokio::time::sleep(Duration::from_secs(sleep.seconds.max(0) as u64)).await;
                 Ok(())

@@ -77,6 +77,7 @@ pub enum KillReason {
     Startup,
     Changed,
     Resize,
+    PostStart,
     PodEnds,
 }
 
@@ -87,6 +88,7 @@ impl KillReason {
             KillReason::Startup => format!("Container {container} failed startup probe, will be restarted"),
             KillReason::Changed => format!("Container {container} definition changed, will be restarted"),
             KillReason::Resize => format!("Container {container} resize requires restart"),
+            KillReason::PostStart => "FailedPostStartHook".to_owned(),
             KillReason::PodEnds => format!("Stopping container {container}"),
         }
     }
@@ -291,7 +293,7 @@ impl<'a> Planner<'a> {
     fn keep(&mut self, index: usize, instance: &Instance) {
         let member = &self.members[index];
         let failed = |kind| self.view.probes.get(&instance.id, kind) == Some(false);
-        let (reason, probe) = if !instance.hash.is_empty() && instance.hash != pod::container_hash(&member.container) {
+        let (reason, probe) = if changed(instance, member) {
             (KillReason::Changed, None)
         } else if failed(ProbeKind::Liveness) {
             (KillReason::Liveness, member.container.liveness_probe.as_ref())
@@ -320,6 +322,8 @@ impl<'a> Planner<'a> {
             None => track.map_or(0, |track| track.lost),
         };
         let exited = latest.filter(|instance| instance.state == RunState::Exited);
+        // The failures of an earlier definition say nothing about this one.
+        let exited = exited.filter(|instance| !changed(instance, &self.members[index]));
         if let (Some(instance), Some(track)) = (exited, track)
             && let Some(until) = track.backoff.until(finished(instance), self.view.now)
         {
@@ -403,6 +407,11 @@ impl<'a> Planner<'a> {
 /// A sandbox that can hold containers: ready, in the right network, with an address.
 fn usable(pod: &Pod, sandbox: &Sandbox) -> bool {
     sandbox.ready && sandbox.host_network == pod::host_network(pod) && (sandbox.host_network || !sandbox.ips.is_empty())
+}
+
+/// Whether the container was defined otherwise when this instance was made.
+pub fn changed(instance: &Instance, member: &Member<'_>) -> bool {
+    !instance.hash.is_empty() && instance.hash != pod::container_hash(&member.container)
 }
 
 /// When an instance ended; a runtime that does not know says zero, which counts as its creation.

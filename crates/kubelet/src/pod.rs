@@ -90,7 +90,11 @@ pub fn is_mirror(pod: &Pod) -> bool {
 }
 
 pub fn is_terminal(pod: &Pod) -> bool {
-    matches!(status(pod).phase.as_deref(), Some("Succeeded" | "Failed"))
+    is_over(status(pod))
+}
+
+pub fn is_over(status: &PodStatus) -> bool {
+    matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"))
 }
 
 pub fn host_network(pod: &Pod) -> bool {
@@ -185,14 +189,15 @@ pub fn fnv(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |hash, &byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
-/// The name inside the pod: `spec.hostname` or the pod's name, cut to 63 characters.
+/// The name inside the pod: `spec.hostnameOverride`, `spec.hostname` or the pod's name, cut to 63 characters.
 pub fn hostname(pod: &Pod) -> String {
-    let spec = spec(pod);
-    if let Some(name) = spec.hostname_override.as_deref().filter(|name| !name.is_empty()) {
-        return name.to_owned();
+    let (spec, given) = (spec(pod), |name: &Option<String>| name.clone().filter(|name| !name.is_empty()));
+    let wanted =
+        given(&spec.hostname_override).or_else(|| given(&spec.hostname)).unwrap_or_else(|| name(pod).to_owned());
+    match wanted.len() {
+        0..=63 => wanted,
+        _ => wanted.chars().take(63).collect::<String>().trim_end_matches(['-', '.']).to_owned(),
     }
-    let wanted = spec.hostname.as_deref().filter(|name| !name.is_empty()).unwrap_or_else(|| name(pod));
-    wanted.chars().take(63).collect::<String>().trim_end_matches(['-', '.']).to_owned()
 }
 
 /// `SUBDOMAIN.NAMESPACE.svc.DOMAIN`, for pods with a subdomain.

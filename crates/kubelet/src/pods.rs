@@ -265,7 +265,9 @@ impl Pods {
     fn active(&self) -> Vec<Arc<Pod>> {
         // What was granted last counts, even if the pod's task has not heard of it yet.
         let workers = self.workers.lock();
-        let active = workers.values().filter(|handle| !handle.snapshot.borrow().finished);
+        // A pod that is told to be over has nothing left to run: the scheduler has given its place away already.
+        let over = |snapshot: &Snapshot| snapshot.finished || pod::is_over(&snapshot.status);
+        let active = workers.values().filter(|handle| !over(&handle.snapshot.borrow()));
         active.map(|handle| handle.granted.clone()).collect()
     }
 

@@ -143,9 +143,21 @@ pub async fn run(target: check::Target, probe: Probe, kind: ProbeKind, age: Dura
         };
         if let Some(verdict) = healthy.and_then(|healthy| tracker.observe(healthy)) {
             report(Report::Verdict(verdict));
+            if !verdict && kind != ProbeKind::Readiness {
+                // It is being killed: nothing it answers now matters.
+                return condemn(period, report).await;
+            }
         }
         next = (next + period).max(Instant::now());
         tokio::time::sleep_until(next).await;
+    }
+}
+
+/// Repeats the verdict, since one that finds the pod's inbox full is lost.
+async fn condemn(period: Duration, mut report: impl FnMut(Report)) {
+    loop {
+        tokio::time::sleep(period).await;
+        report(Report::Verdict(false));
     }
 }
 

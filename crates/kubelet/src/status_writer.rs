@@ -111,6 +111,26 @@ impl Task {
     }
 }
 
+/// Whether the API has what we last said, whatever others have added.
+pub fn agree(api: &PodStatus, ours: &PodStatus) -> bool {
+    let conditions = |status: &PodStatus| {
+        let all = status.conditions.iter().flatten();
+        let mut own: Vec<_> = all.filter(|condition| is_ours(&condition.type_)).cloned().collect();
+        own.sort_by(|one, other| one.type_.cmp(&other.type_));
+        own
+    };
+    let texts = |status: &PodStatus| [&status.phase, &status.reason, &status.message, &status.pod_ip].map(Clone::clone);
+    let containers = |status: &PodStatus| {
+        [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses]
+            .map(Clone::clone)
+    };
+    texts(api) == texts(ours) && conditions(api) == conditions(ours) && containers(api) == containers(ours)
+}
+
+fn is_ours(condition: &str) -> bool {
+    OURS.contains(&condition) || PASSING.contains(&condition)
+}
+
 /// The patch that makes the API's status ours.
 fn patch(status: &PodStatus, uid: &str, known_ips: &[String]) -> Value {
     let mut value = serde_json::to_value(status).unwrap_or_default();
@@ -120,8 +140,7 @@ fn patch(status: &PodStatus, uid: &str, known_ips: &[String]) -> Value {
         }
     }
     if let Some(conditions) = value["conditions"].as_array_mut() {
-        let ours = |kind: &str| OURS.contains(&kind) || PASSING.contains(&kind);
-        conditions.retain(|condition| ours(condition["type"].as_str().unwrap_or_default()));
+        conditions.retain(|condition| is_ours(condition["type"].as_str().unwrap_or_default()));
         for condition in conditions.iter_mut() {
             for field in ["reason", "message"] {
                 if condition.get(field).is_none() {
@@ -151,6 +170,19 @@ fn patch(status: &PodStatus, uid: &str, known_ips: &[String]) -> Value {
 mod tests {
     use super::*;
     use k8s_openapi::api::core::v1::{PodCondition, PodIP};
+
+    #[test]
+    fn others_may_add_but_not_change() {
+        let condition =
+            |kind: &str, status: &str| PodCondition { type_: kind.into(), status: status.into(), ..Default::default() };
+        let with =
+            |conditions: &[PodCondition]| PodStatus { conditions: Some(conditions.to_vec()), ..PodStatus::default() };
+        let (ready, gate) = (condition("Ready", "True"), condition("example.com/gate", "True"));
+        let ours = with(std::slice::from_ref(&ready));
+        assert!(agree(&with(&[gate.clone(), ready]), &ours));
+        assert!(!agree(&with(&[condition("Ready", "False")]), &ours) && !agree(&with(&[gate]), &ours));
+        assert!(!agree(&PodStatus { message: Some("mine".into()), ..ours.clone() }, &ours));
+    }
 
     #[test]
     fn patches_only_what_is_ours() {

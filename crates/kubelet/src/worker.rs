@@ -3,18 +3,18 @@
 //! Messages and finished operations change its state; after each change it plans, starts what the
 //! plan says, and reports the status. It never waits for an operation: those run beside it.
 
-use crate::backoff;
+use crate::backoff::{self, Backoff};
 use crate::check::Target;
 use crate::objects::PodObjects;
 use crate::operations::{self, Job, StartError};
-use crate::plan::{self, Action, Operation, Stage, Track, View};
+use crate::plan::{self, Action, KillReason, Operation, Stage, Track, View};
 use crate::pod::{self, Kind};
 use crate::probe::{self, ProbeKind, Report, Results};
 use crate::resize::{self, Outdated, Pending};
 use crate::shared::Shared;
 use crate::state::{Instance, RunState, Runtime, Sandbox};
 use crate::status;
-use crate::status_writer::StatusWriter;
+use crate::status_writer::{self, StatusWriter};
 use crate::{logs, volume};
 use client::EventType::{Normal, Warning};
 use jiff::{SignedDuration, Timestamp};
@@ -29,6 +29,11 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// Messages waiting for one pod; senders wait when it is full.
 pub const INBOX: usize = 1024;
+
+/// How long a status that is not ours may stand in the API, as upstream. Until then our own may be on its way.
+const COMPARISON: SignedDuration = SignedDuration::from_secs(10);
+/// How long the end of a container that is replaced stays untold: about as long as upstream takes to notice it.
+const REPLACEMENT: SignedDuration = SignedDuration::from_secs(1);
 
 #[derive(Debug)]
 pub enum Message {
@@ -119,6 +124,8 @@ pub struct Worker {
     stop: CancellationToken,
     stage: Stage,
     verdict: Option<Verdict>,
+    /// The pod was over before its task began, and its status stays as it is.
+    settled: bool,
     volumes_ready: bool,
     volumes_stale: bool,
     last: PodStatus,
@@ -131,6 +138,10 @@ pub struct Worker {
     resize_due: bool,
     resize_error: Option<String>,
     resizing: bool,
+    /// When to look whether somebody else has changed our status.
+    compare_at: Option<Timestamp>,
+    /// Instances that make room for a new definition of their container.
+    giving_way: BTreeSet<String>,
 }
 
 impl Worker {
@@ -172,6 +183,7 @@ impl Worker {
             stop: CancellationToken::new(),
             stage: Stage::Running,
             verdict: None,
+            settled: false,
             volumes_ready: false,
             volumes_stale: false,
             last,
@@ -183,6 +195,8 @@ impl Worker {
             resize_due: false,
             resize_error: None,
             resizing: false,
+            compare_at: None,
+            giving_way: BTreeSet::new(),
             shared,
             pod,
         };
@@ -213,6 +227,8 @@ impl Worker {
             }
         }
         if pod::is_terminal(&self.pod) {
+            // Refused, or forgotten by the runtime: nothing is known that the API does not know.
+            self.settled = self.runtime == Runtime::default();
             let reason = self.last.reason.clone().filter(|_| self.last.phase.as_deref() == Some("Failed"));
             let message = self.last.message.clone().unwrap_or_default();
             self.verdict = reason.map(|reason| Verdict { reason, message, disruption: false });
@@ -297,6 +313,7 @@ impl Worker {
             || self.pod.metadata.annotations != pod.metadata.annotations;
         let resized = resize::differ(&pod, &self.pod);
         self.pod = pod;
+        self.compare_at = Some(Timestamp::now() + COMPARISON);
         if resized && self.stage == Stage::Running {
             (self.resize_due, self.resize_error) = (true, None);
             self.retries.remove(&Operation::Resize);
@@ -307,7 +324,11 @@ impl Worker {
             self.objects = self.shared.objects.of(&self.pod);
             self._follower = follow(self.objects.clone(), self.objects_changed.clone());
         }
-        self.volumes_stale |= meta_changed || spec_changed;
+        if meta_changed || spec_changed {
+            self.volumes_stale = true;
+            // What kept a container from starting may be mended.
+            self.retries.retain(|operation, _| !matches!(operation, Operation::Start(_)));
+        }
         if self.pod.metadata.deletion_timestamp.is_some() {
             self.terminate(pod::grace_seconds(&self.pod));
         }
@@ -517,8 +538,37 @@ impl Worker {
         }
         wake = earliest(wake, self.refresh_volumes());
         self.adjust_probers();
-        self.report();
-        wake
+        let held = self.replacing();
+        if held.is_none() {
+            self.report();
+        }
+        self.show();
+        earliest(earliest(wake, held), self.compare())
+    }
+
+    /// Says again what somebody else has overwritten; returns when to look.
+    fn compare(&mut self) -> Option<Timestamp> {
+        let at = self.compare_at.filter(|_| !pod::is_static(&self.pod))?;
+        if at > Timestamp::now() {
+            return Some(at);
+        }
+        self.compare_at = None;
+        if !status_writer::agree(pod::status(&self.pod), &self.last) {
+            self.writer.write(self.last.clone(), self.deleting);
+        }
+        None
+    }
+
+    /// A changed container gives way to its successor within moments: its pod's status waits that long, so that
+    /// nobody sees a gap. Returns until when.
+    fn replacing(&mut self) -> Option<Timestamp> {
+        let (runtime, busy) = (&self.runtime, &self.busy);
+        let last = |instance: &Instance| runtime.latest(&instance.name).is_some_and(|latest| latest.id == instance.id);
+        let awaited = |instance: &Instance| last(instance) || busy.contains(&Operation::Start(instance.name.clone()));
+        self.giving_way.retain(|id| runtime.by_id(id).is_some_and(awaited));
+        let ended = self.giving_way.iter().filter_map(|id| runtime.by_id(id)).filter(|i| i.state == RunState::Exited);
+        let until = ended.map(plan::finished).max()? + REPLACEMENT;
+        (self.stage == Stage::Running && Timestamp::now() < until).then_some(until)
     }
 
     /// Compares what containers have with what they were granted.
@@ -591,6 +641,9 @@ impl Worker {
             Action::BackOff { name, delay, .. } => self.back_off(name, delay),
             Action::Kill { id, grace, reason, .. } => {
                 let Some(instance) = self.runtime.by_id(&id).cloned() else { return };
+                if reason == KillReason::Changed {
+                    self.giving_way.insert(id.clone());
+                }
                 let job = self.job();
                 self.spawn(Operation::Kill(id), async move { Done::Killed(job.kill(instance, grace, reason).await) });
             }
@@ -653,6 +706,9 @@ impl Worker {
         let target = member.target.and_then(|target| self.runtime.latest(target)).map(|instance| instance.id.clone());
         let track = self.tracks.entry(name.clone()).or_default();
         if let Some(instance) = self.runtime.latest(&name).filter(|instance| instance.state == RunState::Exited) {
+            if plan::changed(instance, &member) {
+                track.backoff = Backoff::default();
+            }
             track.backoff.next(plan::finished(instance), Timestamp::now());
         }
         volume::clean_container(&self.shared.config, pod::uid(&self.pod), &name);
@@ -749,34 +805,41 @@ impl Worker {
             _ => None,
         });
         let starting = starting.collect();
-        let status = status::build(&status::Input {
-            pod: &self.pod,
-            last: &self.last,
-            runtime: &self.runtime,
-            probes: &self.probes,
-            waiting: &waiting,
-            hooked: &self.hooked,
-            starting: &starting,
-            pending: self.pending.as_ref(),
-            outdated: &self.outdated,
-            resizing: self.resizing.then(|| self.resize_error.as_deref().unwrap_or_default()),
-            finished,
-            verdict: self.verdict.as_ref().filter(|_| finished || self.runtime.running().next().is_none()),
-            host_ips: &self.shared.config.host_ips(),
-            runtime_name: &self.shared.runtime_name,
-            now: Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_else(|_| Timestamp::now()),
-        });
+        let build = || {
+            status::build(&status::Input {
+                pod: &self.pod,
+                last: &self.last,
+                runtime: &self.runtime,
+                probes: &self.probes,
+                waiting: &waiting,
+                hooked: &self.hooked,
+                starting: &starting,
+                pending: self.pending.as_ref(),
+                outdated: &self.outdated,
+                resizing: self.resizing.then(|| self.resize_error.as_deref().unwrap_or_default()),
+                finished,
+                verdict: self.verdict.as_ref().filter(|_| finished || self.runtime.running().next().is_none()),
+                host_ips: &self.shared.config.host_ips(),
+                runtime_name: &self.shared.runtime_name,
+                now: Timestamp::from_second(Timestamp::now().as_second()).unwrap_or_else(|_| Timestamp::now()),
+            })
+        };
+        let status = if self.settled { self.last.clone() } else { build() };
         let delete = finished && !self.gone && self.pod.metadata.deletion_timestamp.is_some();
         if status != self.last || (delete && !self.deleting) {
             self.deleting |= delete;
             self.last = status.clone();
             self.writer.write(status, self.deleting);
         }
+    }
+
+    /// Shows others what is known of the pod.
+    fn show(&self) {
         self.snapshot.send_replace(Snapshot {
             pod: self.pod.clone(),
             runtime: self.runtime.clone(),
             status: self.last.clone(),
-            finished,
+            finished: self.stage == Stage::Finished,
             ending: self.stage != Stage::Running,
         });
     }

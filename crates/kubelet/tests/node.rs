@@ -323,11 +323,47 @@ async fn failures_are_told_and_retried() {
     let map: ConfigMap = parse(json!({"metadata": {"name": "later"}, "data": {"A": "1"}}));
     cluster.api::<ConfigMap>().create(&PostParams::default(), &map).await.unwrap();
     cluster.ready("config").await;
+    let big = cluster.phase("big", "Failed").await;
+    assert_eq!(big["status"]["containerStatuses"], Value::Null, "what never began has no containers to tell of");
     for pod in ["crash", "image", "config", "name", "never", "done", "big"] {
         cluster.api::<Pod>().delete(pod, &DeleteParams::default().grace_period(0)).await.unwrap();
         cluster.gone(pod).await;
     }
     wait("an empty runtime", async || (cluster.cri.sandboxes() == 0).then_some(())).await;
+    kubelet.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_show_no_gap_and_ends_make_room() {
+    let cluster = Cluster::start().await;
+    let kubelet = cluster.kubelet().await;
+    cluster.create("swap", one(json!({}))).await;
+    cluster.ready("swap").await;
+    let pods = cluster.api::<Pod>();
+    let image = json!({"spec": {"containers": [{"name": "c", "image": "app:2"}]}});
+    pods.patch("swap", &PatchParams::default(), &Patch::Strategic(image)).await.unwrap();
+    let replaced = |status: &Value| {
+        assert!(is(status, "Ready", "True") && is(status, "ContainersReady", "True"), "{status:#}");
+        status["containerStatuses"][0]["restartCount"] == 1
+    };
+    cluster.until("swap", "replaced", replaced).await;
+
+    // Whose last word is the node's own has what it takes for others at once.
+    let nodes: Api<Node> = Api::all(cluster.admin());
+    let node = nodes.list(&ListParams::default()).await.unwrap().items.remove(0);
+    let cpu = serde_json::to_value(node).unwrap()["status"]["allocatable"]["cpu"].clone();
+    for index in 0..10 {
+        let mut spec = one(json!({"command": ["exit", "0"], "resources": {"requests": {"cpu": cpu}}}));
+        spec["restartPolicy"] = "Never".into();
+        let name = format!("whole-{index}");
+        cluster.create(&name, spec).await;
+        cluster.phase(&name, "Succeeded").await;
+    }
+
+    // A status that somebody else has written gives way to the kubelet's.
+    let lie = json!({"status": {"message": "mine", "conditions": [{"type": "Ready", "status": "False"}]}});
+    pods.patch_status("swap", &PatchParams::default(), &Patch::Strategic(lie)).await.unwrap();
+    cluster.until("swap", "ready again", |status| is(status, "Ready", "True") && status["message"].is_null()).await;
     kubelet.stop().await;
 }
 

@@ -76,6 +76,9 @@ async fn layers_hide_what_lies_below() {
         // What one container writes, the next does not see.
         assert_eq!(stack.script(&pod, name, script, |_| {}).await.1, expected);
     }
+    let root = std::fs::metadata(stack.path("root")).unwrap();
+    let mode = std::os::unix::fs::MetadataExt::mode(&root) & 0o777;
+    assert_eq!(mode, 0o700, "what images bring is not for the host's users");
 }
 
 #[tokio::test]

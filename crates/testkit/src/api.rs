@@ -107,6 +107,18 @@ impl Api {
         Watch { path, events, seen: 0, end, thread: Some(thread) }
     }
 
+    /// The messages of the WebSocket at `path`, until the server says goodbye.
+    pub fn messages(&self, path: &str, protocol: &str) -> Vec<Vec<u8>> {
+        let mut stream = BufReader::new(TcpStream::connect(&self.address).expect("connect to kubectl proxy"));
+        let request = format!(
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+             Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: {protocol}\r\n\r\n"
+        );
+        stream.get_mut().write_all(request.as_bytes()).expect("send the handshake");
+        assert_eq!(head(&mut stream), 101, "WebSocket {path}");
+        std::iter::from_fn(|| message(&mut stream)).collect()
+    }
+
     fn ask(&self, method: &str, path: &str, kind: &str, body: &Value) -> TcpStream {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let mut stream = TcpStream::connect(&self.address).expect("connect to kubectl proxy");
@@ -134,6 +146,24 @@ fn head(stream: &mut impl BufRead) -> u16 {
     let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok());
     lines.find(String::is_empty);
     status.expect("the answer has a status")
+}
+
+/// One unfragmented message of a server, or `None` for its goodbye.
+fn message(stream: &mut impl Read) -> Option<Vec<u8>> {
+    const CLOSE: u8 = 0x88;
+    let mut take = |length: usize| {
+        let mut bytes = vec![0; length];
+        stream.read_exact(&mut bytes).expect("the server says goodbye before it goes");
+        bytes
+    };
+    let header = take(2);
+    let length = match header[1] {
+        126 => take(2),
+        127 => take(8),
+        short => vec![short],
+    };
+    let payload = take(length.iter().fold(0, |length, byte| length << 8 | usize::from(*byte)));
+    (header[0] != CLOSE).then_some(payload)
 }
 
 impl Answer {

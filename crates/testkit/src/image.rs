@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 /// The applets that tests call by name.
@@ -24,16 +24,21 @@ pub fn busybox_archive(directory: &Path, name: &str) -> PathBuf {
 
 /// Writes a docker archive of an image `name` that runs one of busybox's commands.
 pub fn image_archive(archive: &Path, name: &str, command: &[&str]) {
-    let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().map(Path::new).find(|p| p.is_file());
-    let busybox = busybox.expect("busybox is missing: install Debian's package busybox-static");
-    pack(busybox, name, command, archive).expect("write the busybox image");
+    configured_archive(archive, name, &json!({"Cmd": command, "Env": ["PATH=/bin:/usr/bin"]}));
 }
 
-fn pack(busybox: &Path, name: &str, command: &[&str], archive: &Path) -> io::Result<()> {
+/// Writes a docker archive of an image `name` of busybox's commands with this configuration.
+pub fn configured_archive(archive: &Path, name: &str, config: &Value) {
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"].iter().map(Path::new).find(|p| p.is_file());
+    let busybox = busybox.expect("busybox is missing: install Debian's package busybox-static");
+    pack(busybox, name, config, archive).expect("write the busybox image");
+}
+
+fn pack(busybox: &Path, name: &str, config: &Value, archive: &Path) -> io::Result<()> {
     let layer = layer(busybox)?;
     let config = serde_json::to_vec(&json!({
         "architecture": "amd64", "os": "linux",
-        "config": { "Cmd": command, "Env": ["PATH=/bin:/usr/bin"] },
+        "config": config,
         "rootfs": { "type": "layers", "diff_ids": [format!("sha256:{}", hex::encode(Sha256::digest(&layer)))] },
     }))?;
     let config_name = format!("{}.json", hex::encode(Sha256::digest(&config)));

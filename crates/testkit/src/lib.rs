@@ -17,7 +17,7 @@ pub use api::{Answer, Api, MERGE, STRATEGIC, Watch};
 pub use cluster::Cluster;
 pub use containerd::Containerd;
 pub use host::Host;
-pub use image::{busybox_archive, image_archive};
+pub use image::{busybox_archive, configured_archive, image_archive};
 pub use machine::Traces;
 pub use stage::{beside, condition, name, uid};
 pub use wait::eventually;

@@ -95,7 +95,7 @@ pub async fn identify(
     impersonate(&parts.headers, user, authorizer)
 }
 
-const WEBSOCKET_TOKEN: &str = "base64url.bearer.authorization.k8s.io.";
+pub(crate) const WEBSOCKET_TOKEN: &str = "base64url.bearer.authorization.k8s.io.";
 
 /// From `Authorization`, or from the WebSocket protocol list, since browsers can set no header there.
 fn bearer_token(headers: &HeaderMap) -> Option<String> {

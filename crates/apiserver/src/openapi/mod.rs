@@ -179,6 +179,10 @@ mod tests {
     fn the_whole_v2_document_can_be_said_in_protobuf() {
         let facts: Vec<_> = resources::registry().all().iter().map(|resource| resource.facts()).collect();
         let document = build(Dialect::V2, &[("", "v1", &facts)]);
+        for field in ["apiVersion", "kind"] {
+            let property = &document["definitions"]["io.k8s.api.core.v1.ConfigMap"]["properties"][field];
+            assert!(property["description"].is_string(), "{field}: {property}");
+        }
         let (message, lost) = protobuf::encode(&document);
         assert!(lost.is_empty(), "{lost:?}");
         assert!(message.len() > 500_000, "{}", message.len());

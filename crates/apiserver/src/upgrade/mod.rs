@@ -2,12 +2,13 @@
 //! proxy subresources at pods, services and nodes.
 //!
 //! Bodies stream and upgraded connections are tunnelled as bytes, so WebSocket and SPDY need no
-//! understanding here. [`Dialer`] says how an address is reached: in `isopod up` the way leads
+//! understanding here; only logs, which kubelets do not upgrade, become messages on the way. [`Dialer`] says how an address is reached: in `isopod up` the way leads
 //! through the node's network namespace.
 
 mod forward;
 mod options;
 mod target;
+mod websocket;
 
 #[cfg(test)]
 mod tests;
@@ -71,7 +72,7 @@ impl Proxy {
         subresource: &str,
         namespace: &str,
         name: &str,
-        request: Request<Body>,
+        mut request: Request<Body>,
     ) -> Result<Response<Body>> {
         let query = Query::parse(request.uri().query().unwrap_or_default());
         let log = match subresource {
@@ -101,6 +102,7 @@ impl Proxy {
         if query.bool("insecureSkipTLSVerifyBackend") == Some(true) {
             target.scheme = Scheme::KubeletUnverified;
         }
+        let reader = if log.is_some() { websocket::reader(&mut request)? } else { None };
         let parameters = log.unwrap_or_else(|| options::stream(subresource, &query));
         let uri = if parameters.is_empty() { path } else { format!("{path}?{parameters}") };
         let response = self
@@ -108,7 +110,14 @@ impl Proxy {
             .send(&target, &uri, request, None)
             .await
             .map_err(|error| ApiError::internal(format!("error dialing backend: {error}")))?;
-        if subresource == "log" { forward::checked(response).await } else { Ok(response) }
+        if subresource != "log" {
+            return Ok(response);
+        }
+        let response = forward::checked(response).await?;
+        Ok(match reader {
+            Some(reader) => reader.serve(response.into_body()),
+            None => response,
+        })
     }
 
     /// `{pods,services,nodes}/NAME/proxy[/PATH]` with any method.

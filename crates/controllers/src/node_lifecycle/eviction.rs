@@ -1,7 +1,7 @@
 //! Evicts pods from nodes with NoExecute taints that they do not tolerate, or no longer do: a toleration with
 //! tolerationSeconds holds that long from when the taint was added.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -21,8 +21,9 @@ pub struct TaintEviction {
     events: EventRecorder,
     nodes: Store<Node>,
     pods: Store<Pod>,
-    /// Keys of pods that will be evicted if nothing changes.
-    waiting: Mutex<HashSet<String>>,
+    /// Pods that will be evicted if nothing changes, by key: their uid and since when. A taint need not tell when it
+    /// was added.
+    waiting: Mutex<HashMap<String, (String, Timestamp)>>,
 }
 
 impl Controller for TaintEviction {
@@ -63,16 +64,19 @@ impl Controller for TaintEviction {
         let Some(pod) = self.pods.get(key).filter(|pod| pods::is_active(pod)) else { return Ok(Requeue::Never) };
         let Some(node) = self.nodes.get(pods::node_name(&pod)) else { return Ok(Requeue::Never) };
         let tolerations = pod.spec.as_ref().and_then(|spec| spec.tolerations.clone()).unwrap_or_default();
-        match evict_in(&no_execute(&node), &tolerations, Timestamp::now()) {
+        let (uid, now) = (pod.metadata.uid.clone().unwrap_or_default(), Timestamp::now());
+        let waited = waited.filter(|(waiter, _)| *waiter == uid).map(|(_, since)| since);
+        let since = waited.unwrap_or(now);
+        match evict_in(&no_execute(&node), &tolerations, since, now) {
             None => {
-                if waited {
+                if waited.is_some() {
                     let text = format!("Cancelling deletion of Pod {key}");
                     self.events.event(pod.as_ref(), EventType::Normal, "TaintManagerEviction", text);
                 }
                 Ok(Requeue::Never)
             }
             Some(wait) if !wait.is_zero() => {
-                self.waiting.lock().insert(key.to_owned());
+                self.waiting.lock().insert(key.to_owned(), (uid, since));
                 Ok(Requeue::After(wait))
             }
             Some(_) => self.evict(&pod).await,
@@ -108,8 +112,8 @@ fn no_execute(node: &Node) -> Vec<Taint> {
     taints.filter(|taint| taint.effect == "NoExecute").cloned().collect()
 }
 
-/// When to evict a pod: None if it tolerates all taints for ever, zero for now.
-fn evict_in(taints: &[Taint], tolerations: &[Toleration], now: Timestamp) -> Option<Duration> {
+/// When to evict a pod that has waited since `since`: None if it tolerates all taints for ever, zero for now.
+fn evict_in(taints: &[Taint], tolerations: &[Toleration], since: Timestamp, now: Timestamp) -> Option<Duration> {
     let deadlines = taints.iter().filter_map(|taint| {
         let mut tolerating = tolerations.iter().filter(|toleration| tolerates(toleration, taint)).peekable();
         if tolerating.peek().is_none() {
@@ -117,7 +121,7 @@ fn evict_in(taints: &[Taint], tolerations: &[Toleration], now: Timestamp) -> Opt
         }
         // The shortest limit counts; a toleration without one does not lengthen another.
         let seconds = tolerating.filter_map(|toleration| toleration.toleration_seconds).min()?.max(0);
-        let added = taint.time_added.as_ref().map_or(now, |time| time.0);
+        let added = taint.time_added.as_ref().map_or(since, |time| time.0);
         let left = (added + SignedDuration::from_secs(seconds)).duration_since(now);
         Some(Duration::try_from(left).unwrap_or_default())
     });
@@ -144,8 +148,8 @@ mod tests {
             {"key": "node.kubernetes.io/unreachable", "effect": "NoExecute", "timeAdded": "2023-11-14T22:13:20Z"}]))
         .unwrap();
         let evict = |tolerations: serde_json::Value, second| {
-            evict_in(&taints, &serde_json::from_value::<Vec<Toleration>>(tolerations).unwrap(), at(second))
-                .map(|wait| wait.as_secs())
+            let tolerations = serde_json::from_value::<Vec<Toleration>>(tolerations).unwrap();
+            evict_in(&taints, &tolerations, at(second), at(second)).map(|wait| wait.as_secs())
         };
         let default = json!({"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute",
             "tolerationSeconds": 300});
@@ -156,6 +160,9 @@ mod tests {
         assert_eq!(evict(json!([{"operator": "Exists"}]), 400), None);
         assert_eq!(evict(json!([{"operator": "Exists"}, default]), 0), Some(300));
         assert_eq!(evict(json!([{"key": "other", "operator": "Exists"}]), 0), Some(0));
-        assert_eq!(evict_in(&[], &[], at(0)), None);
+        assert_eq!(evict_in(&[], &[], at(0), at(0)), None);
+        let untimed = [Taint { time_added: None, ..taints[0].clone() }];
+        let default: Vec<Toleration> = serde_json::from_value(json!([default])).unwrap();
+        assert_eq!(evict_in(&untimed, &default, at(100), at(150)), Some(Duration::from_secs(250)));
     }
 }

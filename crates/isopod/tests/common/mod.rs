@@ -56,3 +56,27 @@ pub fn events(cluster: &Cluster, name: &str) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     items.iter().map(|event| (text(&event["reason"]), text(&event["message"]))).collect()
 }
+
+/// A variable with the value of a field of the pod.
+pub fn field(name: &str, path: &str) -> Value {
+    json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}})
+}
+
+/// Runs a pod to its end, which must be a success, and returns its log.
+pub fn output(cluster: &Cluster, namespace: &str, name: &str, spec: Value) -> String {
+    let mut pod = pod(name, with(json!({"restartPolicy": "Never"}), spec));
+    pod["metadata"]["namespace"] = namespace.into();
+    cluster.apply(&pod.to_string());
+    let ended = cluster.wait(&["-n", namespace, "pod", name], |pod| {
+        matches!(pod["status"]["phase"].as_str(), Some("Succeeded" | "Failed"))
+    });
+    let log = cluster.run(&["-n", namespace, "logs", name]);
+    assert_eq!(ended["status"]["phase"], "Succeeded", "{log}{:#}", ended["status"]);
+    log
+}
+
+/// An object's time in seconds since 1970.
+pub fn seconds(time: &Value) -> i64 {
+    let output = std::process::Command::new("date").args(["+%s", "-d", time.as_str().unwrap()]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().parse().unwrap()
+}

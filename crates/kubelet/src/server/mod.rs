@@ -1,10 +1,11 @@
 //! The endpoint the API server and metrics collectors call: logs, exec, attach, port-forward, pods,
-//! metrics. TLS only; who may ask is decided in `auth`.
+//! metrics, and the node's own log files. TLS only; who may ask is decided in `auth`.
 //!
 //! Streams are handed through to the runtime as bytes: WebSocket and SPDY alike are its business.
 
 mod auth;
 mod metrics;
+mod node_logs;
 mod streaming;
 
 use crate::config;
@@ -21,6 +22,7 @@ use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{any, delete, get};
 use http::StatusCode;
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -126,6 +128,8 @@ fn router(pods: Arc<Pods>) -> Router {
         .route("/metrics/cadvisor", get(metrics::cadvisor))
         .route("/metrics/probes", get(|| async { "" }))
         .route("/stats/summary", get(metrics::summary))
+        .route("/logs/", get(node_logs::root))
+        .route("/logs/{*path}", get(node_logs::below))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(container_logs))
         .route("/exec/{namespace}/{pod}/{container}", any(streaming::exec))
         .route("/exec/{namespace}/{pod}/{uid}/{container}", any(streaming::exec))
@@ -239,6 +243,30 @@ fn log_options(query: &HashMap<String, String>) -> Result<(logs::Options, bool),
     Ok((options, flag("previous")))
 }
 
+/// The id of the run whose log is meant, by what the status says.
+fn logged<'a>(status: Option<&'a ContainerStatus>, previous: bool, place: &str) -> Result<&'a str, String> {
+    let bare = |id: &'a str| id.rsplit('/').next().unwrap_or(id);
+    let ended = |state: Option<&'a ContainerState>| state?.terminated.as_ref()?.container_id.as_deref().map(bare);
+    let last = ended(status.and_then(|status| status.last_state.as_ref()));
+    if previous {
+        return last.ok_or_else(|| format!("previous terminated {place} not found"));
+    }
+    let state = status.and_then(|status| status.state.as_ref());
+    let running = state.filter(|state| state.running.is_some()).and_then(|_| status?.container_id.as_deref().map(bare));
+    running.or_else(|| ended(state)).or(last).ok_or_else(|| {
+        let reason = state.and_then(|state| state.waiting.as_ref()?.reason.as_deref()).unwrap_or("ContainerCreating");
+        let reason = match reason {
+            "ErrImagePull" => "image can't be pulled",
+            "ImagePullBackOff" => "trying and failing to pull image",
+            reason => reason,
+        };
+        match state.is_some_and(|state| state.terminated.is_some()) {
+            true => format!("{place} is terminated"),
+            false => format!("{place} is waiting to start: {reason}"),
+        }
+    })
+}
+
 async fn container_logs(
     State(pods): State<Arc<Pods>>,
     Path(place): Path<Place>,
@@ -252,22 +280,12 @@ async fn container_logs(
         if pod::member(&snapshot.pod, name).is_none() {
             return Err((StatusCode::NOT_FOUND, format!("container {name:?} not found in pod {pod_name:?}")));
         }
-        let latest = snapshot.runtime.latest(name);
-        let chosen = match (previous, latest) {
-            (true, _) => snapshot.runtime.previous(name).ok_or_else(|| {
-                let text = format!("previous terminated container {name:?} in pod {pod_name:?} not found");
-                (StatusCode::BAD_REQUEST, text)
-            })?,
-            (false, Some(latest)) => latest,
-            (false, None) => {
-                let state = pod::container_status(&snapshot.status, name).and_then(|status| status.state.clone());
-                let reason =
-                    state.and_then(|state| state.waiting?.reason).unwrap_or_else(|| "ContainerCreating".to_owned());
-                let text = format!("container {name:?} in pod {pod_name:?} is waiting to start: {reason}");
-                return Err((StatusCode::BAD_REQUEST, text));
-            }
-        };
-        (chosen.id.clone(), chosen.log_path.clone())
+        let bad = |text| (StatusCode::BAD_REQUEST, text);
+        let place = format!("container {name:?} in pod {pod_name:?}");
+        let id = logged(pod::container_status(&snapshot.status, name), previous, &place).map_err(bad)?;
+        let instance =
+            snapshot.runtime.by_id(id).ok_or_else(|| bad(format!("unable to retrieve container logs for {id}")))?;
+        (instance.id.clone(), instance.log_path.clone())
     };
     let running = move || {
         let alive = snapshot.has_changed().is_ok();
@@ -309,6 +327,34 @@ fn decode(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_status_says_whose_log_is_meant() {
+        let ended = |id: &str| json!({"terminated": {"exitCode": 1, "containerID": format!("isopod://{id}")}});
+        let waiting = |reason: &str| json!({"waiting": {"reason": reason}});
+        let running = json!({"running": {}});
+        let cases = [
+            (running.clone(), json!({}), false, Ok("now")),
+            (running.clone(), ended("before"), true, Ok("before")),
+            (running, json!({}), true, Err("previous terminated X not found")),
+            (ended("now"), ended("before"), false, Ok("now")),
+            (waiting("CrashLoopBackOff"), ended("now"), false, Ok("now")),
+            (waiting("CrashLoopBackOff"), ended("now"), true, Ok("now")),
+            (
+                waiting("ImagePullBackOff"),
+                json!({}),
+                false,
+                Err("X is waiting to start: trying and failing to pull image"),
+            ),
+            (json!({"terminated": {"exitCode": 137}}), json!({}), false, Err("X is terminated")),
+        ];
+        for (state, last, previous, expected) in cases {
+            let status = json!({"name": "c", "image": "i", "imageID": "", "ready": false, "restartCount": 0,
+                "containerID": "isopod://now", "state": state, "lastState": last});
+            let status: ContainerStatus = serde_json::from_value(status).unwrap();
+            assert_eq!(logged(Some(&status), previous, "X"), expected.map_err(str::to_owned), "{status:?} {previous}");
+        }
+    }
 
     #[test]
     fn queries() {

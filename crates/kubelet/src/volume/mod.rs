@@ -15,6 +15,7 @@ mod subpath;
 mod tokens;
 
 pub use claim::remove as remove_local;
+pub use subpath::read;
 pub use tokens::Tokens;
 
 use crate::config::Config;
@@ -226,11 +227,9 @@ fn volume_mount(
             .join(member.name())
             .join(index.to_string());
         host_path = subpath::prepare(&host_path, Path::new(&sub_path), &target).map_err(|error| {
-            format!(
-                "failed to prepare subPath for volumeMount {:?} of container {:?}: {error}",
-                mount.name,
-                member.name()
-            )
+            // Users are not told more: it would let them look around on the host.
+            tracing::warn!(pod = pod::full_name(pod), container = member.name(), volume = mount.name, %error, "subPath");
+            format!("failed to prepare subPath for volumeMount {:?} of container {:?}", mount.name, member.name())
         })?;
     }
     let read_only = mount.read_only == Some(true) || plugin.read_only(volume);
@@ -257,22 +256,29 @@ fn sub_path(mount: &VolumeMount, environment: &[(String, String)]) -> Result<Opt
         (Some(path), _) => path,
         (None, None) => return Ok(None),
         (None, Some(expression)) => {
-            let unknown = std::cell::RefCell::new(None);
+            let missing = std::cell::RefCell::new(BTreeSet::new());
             let expanded = env::expand(&expression, |name| {
                 let found = environment.iter().find(|(key, _)| key == name).map(|(_, value)| value.clone());
-                if found.is_none() {
-                    unknown.replace(Some(name.to_owned()));
+                // An empty one would lead to another directory than was meant.
+                if found.as_ref().is_none_or(String::is_empty) {
+                    missing.borrow_mut().insert(name.to_owned());
                 }
                 found
             });
-            if let Some(name) = unknown.into_inner() {
-                return Err(format!("failed to expand subPath {expression:?}: missing value for {name:?}"));
+            let missing: Vec<String> = missing.into_inner().into_iter().collect();
+            if !missing.is_empty() {
+                return Err(format!("missing value for {}", missing.join(", ")));
             }
             expanded
         }
     };
-    let safe = Path::new(&path).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-    if safe { Ok(Some(path)) } else { Err(format!("error SubPath {path:?} must be a relative path without '..'")) }
+    if path.starts_with('/') {
+        return Err(format!("error SubPath `{path}` must not be an absolute path"));
+    }
+    match Path::new(&path).components().any(|part| part == Component::ParentDir) {
+        true => Err(format!("unable to provision SubPath `{path}`: must not contain '..'")),
+        false => Ok(Some(path)),
+    }
 }
 
 /// Releases what one container's subPath mounts hold.

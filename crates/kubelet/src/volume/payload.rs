@@ -12,6 +12,9 @@ use k8s_openapi::api::core::v1::{
     VolumeProjection,
 };
 use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 /// A kind of volume, by how it is read as a projection.
@@ -74,6 +77,7 @@ impl Plugin for Source {
     }
 
     async fn set_up(&self, context: &Context<'_>, volume: &Volume, directory: &Path) -> Result<(), String> {
+        open_to_all(directory).map_err(|error| format!("prepare {}: {error}", directory.display()))?;
         let (mode, sources) = (self.read)(volume).unwrap_or_default();
         let mode = mode.unwrap_or(0o644) as u32;
         let mut payload = Payload::new();
@@ -82,6 +86,12 @@ impl Plugin for Source {
         }
         atomic::write(directory, &payload, Owner::of(context, true)).map(drop)
     }
+}
+
+/// As upstream, whose volumes of this sort lie in an emptyDir; containers get it read-only anyway.
+fn open_to_all(directory: &Path) -> io::Result<()> {
+    let mode = fs::metadata(directory)?.permissions().mode();
+    if mode & 0o777 == 0o777 { Ok(()) } else { fs::set_permissions(directory, fs::Permissions::from_mode(0o777)) }
 }
 
 async fn collect(

@@ -8,10 +8,13 @@ use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, mkdirat};
 use std::fs::{self, File};
-use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+
+/// As much as is read of a file of variables.
+const READ_BYTES: u64 = 1 << 20;
 
 /// The path to mount for `sub_path` of the volume; `target` is where it is pinned.
 pub fn prepare(volume: &Path, sub_path: &Path, target: &Path) -> io::Result<PathBuf> {
@@ -43,9 +46,25 @@ pub fn prepare(volume: &Path, sub_path: &Path, target: &Path) -> io::Result<Path
     Ok(target.to_path_buf())
 }
 
-fn beneath(root: &impl std::os::fd::AsFd, path: &Path) -> nix::Result<OwnedFd> {
-    let flags = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS;
-    openat2(root, path, OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(flags))
+/// The text of a regular file inside a volume.
+pub fn read(volume: &Path, path: &Path) -> io::Result<String> {
+    let root = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(volume)?;
+    // Without O_NONBLOCK a pipe put there would hold us up.
+    let file = File::from(open(&root, path, OFlag::O_RDONLY | OFlag::O_NONBLOCK)?);
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    io::read_to_string(file.take(READ_BYTES))
+}
+
+fn beneath(root: &impl AsFd, path: &Path) -> nix::Result<OwnedFd> {
+    open(root, path, OFlag::O_PATH)
+}
+
+/// Links may not lead out.
+fn open(root: &impl AsFd, path: &Path, flags: OFlag) -> nix::Result<OwnedFd> {
+    let resolve = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS;
+    openat2(root, path, OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve))
 }
 
 /// Opens the path, making missing directories on the way with the volume's own mode.

@@ -14,6 +14,7 @@ mod reference;
 use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -80,6 +81,9 @@ impl Images {
             let directory = root.join(directory);
             std::fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
         }
+        // Images bring setuid programs, which are not for the users of the host.
+        std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o700))
+            .with_context(|| format!("close {} to others", root.display()))?;
         let inner = Inner { root: root.into(), cache: Mutex::default() };
         let images = Images { inner: Arc::new(inner) };
         // What looks left over may be the work of an import that is under way in another process.

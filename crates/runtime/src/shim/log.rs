@@ -1,5 +1,5 @@
 //! Container logs in CRI's format: `<RFC 3339 with nanoseconds> stdout F <line>`, `P` for a piece of a
-//! line that is too long for one entry.
+//! line: one that is too long for one entry, or one that the stream left without a newline.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -78,11 +78,11 @@ impl Lines {
         log.write(&entries);
     }
 
-    /// The stream has ended: an unfinished line is a line.
+    /// The stream has ended: readers must not see a newline that was never written.
     pub(crate) fn finish(&mut self, log: &mut Log) {
         if !self.pending.is_empty() {
             let mut entries = Vec::new();
-            self.entry(b'F', b"", &mut entries);
+            self.entry(b'P', b"", &mut entries);
             log.write(&entries);
         }
     }
@@ -138,7 +138,7 @@ mod tests {
         let long = vec![b'x'; MAX_LINE + 10];
         let exact = [vec![b'y'; MAX_LINE], b"\n".to_vec()].concat();
         assert_eq!(logged(&[b"a\nb", b"c\n\n"]), ["stdout F a", "stdout F bc", "stdout F "]);
-        assert_eq!(logged(&[b"no newline"]), ["stdout F no newline"]);
+        assert_eq!(logged(&[b"no newline"]), ["stdout P no newline"]);
         let full = "x".repeat(MAX_LINE);
         assert_eq!(logged(&[&long, b"\n"]), [format!("stdout P {full}"), "stdout F xxxxxxxxxx".to_string()]);
         assert_eq!(logged(&[&exact]), [format!("stdout F {}", "y".repeat(MAX_LINE))]);
