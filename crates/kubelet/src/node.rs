@@ -8,7 +8,7 @@ use crate::cri_client::Cri;
 use crate::eviction::Pressure;
 use crate::images;
 use crate::pods::Pods;
-use crate::resources::Quantities;
+use crate::resources::{self, Quantities};
 use client::{ErrorExt as _, EventType};
 use cri::v1;
 use jiff::Timestamp;
@@ -82,6 +82,14 @@ pub fn allocatable(capacity: &Quantities, reserved: &BTreeMap<String, String>) -
         }
     }
     allocatable
+}
+
+/// Our figures, and the extended resources that others put into the node's capacity: what they put there is allocatable.
+fn with_foreign(own: &Quantities, old: &NodeStatus) -> Quantities {
+    let foreign = old.capacity.iter().flatten().filter(|(name, _)| resources::is_extended(name));
+    let mut all: Quantities = foreign.map(|(name, amount)| (name.clone(), amount.clone())).collect();
+    all.extend(own.clone());
+    all
 }
 
 fn read(path: &str) -> String {
@@ -239,8 +247,8 @@ async fn status(pods: &Pods, old: &NodeStatus, runtime: &v1::VersionResponse, po
     images.truncate(IMAGES);
     NodeStatus {
         addresses: Some(addresses),
-        allocatable: Some((*pods.allocatable()).clone()),
-        capacity: Some(shared.capacity.clone()),
+        allocatable: Some(with_foreign(&pods.allocatable(), old)),
+        capacity: Some(with_foreign(&shared.capacity, old)),
         conditions: Some(conditions(&health, old.conditions.as_deref().unwrap_or_default(), Timestamp::now())),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(port) }),
@@ -483,5 +491,16 @@ mod tests {
             [("cpu", "500m"), ("memory", "2Gi")].map(|(key, value)| (key.to_owned(), value.to_owned())).into();
         let left = allocatable(&capacity, &reserved);
         assert_eq!((left["cpu"].0.as_str(), left["memory"].0.as_str()), ("3500m", "0"));
+    }
+
+    #[test]
+    fn resources_of_others_stay() {
+        let quantities = |list: &[(&str, &str)]| -> Quantities {
+            list.iter().map(|(name, amount)| ((*name).to_owned(), Quantity((*amount).to_owned()))).collect()
+        };
+        let patched = quantities(&[("cpu", "9"), ("example.com/fake", "5"), ("gone-2Mi", "1")]);
+        let old = NodeStatus { capacity: Some(patched), ..NodeStatus::default() };
+        let told = with_foreign(&quantities(&[("cpu", "4")]), &old);
+        assert_eq!(told, quantities(&[("cpu", "4"), ("example.com/fake", "5")]));
     }
 }
