@@ -22,7 +22,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, Owne
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use machinery::quantity::Quantity as Amount;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -299,6 +299,16 @@ fn differs(old: &NodeStatus, new: &NodeStatus) -> bool {
     plain(old) != plain(new)
 }
 
+/// The patch to the new status. It must name what goes: what others took out of the capacity is allocatable no more.
+fn patch(old: &NodeStatus, new: &NodeStatus) -> Value {
+    let mut patch = json!({"status": new});
+    let names = old.allocatable.iter().flatten().map(|(name, _)| name).filter(|name| resources::is_extended(name));
+    for gone in names.filter(|name| new.allocatable.as_ref().is_none_or(|left| !left.contains_key(*name))) {
+        patch["status"]["allocatable"][gone] = Value::Null;
+    }
+    patch
+}
+
 /// Registers the node and keeps its status; `node` follows what the API has of it.
 pub async fn run(pods: Arc<Pods>, runtime: v1::VersionResponse, port: u16, node: watch::Sender<Option<Arc<Node>>>) {
     let shared = pods.shared().clone();
@@ -327,7 +337,7 @@ pub async fn run(pods: Arc<Pods>, runtime: v1::VersionResponse, port: u16, node:
         let ready =
             new.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True");
         if differs(&old, &new) || reported.elapsed() >= config.node_status_report {
-            let patch = json!({"status": new});
+            let patch = patch(&old, &new);
             match api.patch_status(&config.node_name, &PatchParams::default(), &Patch::Strategic(patch)).await {
                 Ok(updated) => {
                     current = updated;
@@ -502,5 +512,12 @@ mod tests {
         let old = NodeStatus { capacity: Some(patched), ..NodeStatus::default() };
         let told = with_foreign(&quantities(&[("cpu", "4")]), &old);
         assert_eq!(told, quantities(&[("cpu", "4"), ("example.com/fake", "5")]));
+        let before = NodeStatus { allocatable: Some(told), ..NodeStatus::default() };
+        let after = NodeStatus { allocatable: Some(quantities(&[("cpu", "4")])), ..NodeStatus::default() };
+        assert_eq!(
+            patch(&before, &after)["status"]["allocatable"],
+            json!({"cpu": "4", "example.com/fake": null}),
+            "what goes is named"
+        );
     }
 }
