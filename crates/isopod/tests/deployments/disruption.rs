@@ -136,7 +136,7 @@ pub fn evictions_wait_for_the_budget(lab: &Lab) {
 
 pub fn list_and_delete_collections(lab: &Lab) {
     let elsewhere = Lab { cluster: lab.cluster, api: lab.api, namespace: format!("{}-too", lab.namespace) };
-    elsewhere.prepare();
+    lab.cluster.run(&["create", "namespace", &elsewhere.namespace]);
     for (lab, name, special) in [(lab, "one", "yes"), (lab, "two", "no"), (&elsewhere, "three", "yes")] {
         let mut budget = budget(name, &json!({"minAvailable": 1}));
         budget["metadata"]["labels"] = json!({"special": special, "test": "lists"});
