@@ -189,7 +189,7 @@ impl Plan {
         let spec = &mut new["spec"];
         let balanced = kind == "LoadBalancer" && spec["allocateLoadBalancerNodePorts"] != false;
         match kind == "NodePort" || balanced {
-            true => self.node_ports(spec, old),
+            true => self.node_ports(spec),
             false => {
                 self.explicit_ports(spec, old, &kind);
             }
@@ -258,16 +258,8 @@ impl Plan {
         }
     }
 
-    fn node_ports(&mut self, spec: &mut Value, old: Option<&Value>) {
-        let before = old.and_then(|old| old["ports"].as_array()).cloned().unwrap_or_default();
-        let same = |a: &Value, b: &Value| a["port"] == b["port"] && a["protocol"] == b["protocol"];
+    fn node_ports(&mut self, spec: &mut Value) {
         for index in 0..spec["ports"].as_array().map_or(0, Vec::len) {
-            let port = &mut spec["ports"][index];
-            if absent(port, "nodePort")
-                && let Some(kept) = before.iter().find(|other| same(port, other) && !absent(other, "nodePort"))
-            {
-                port["nodePort"] = kept["nodePort"].clone();
-            }
             let path = format!("spec.ports[{index}].nodePort");
             self.port(&mut spec["ports"][index]["nodePort"], path);
         }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     authn::{Authenticator, PeerCertificates, identify},
     authz::{Attributes, Authorizer, check},
-    edit,
+    components, edit,
     identity::{MASTERS, UserInfo},
     metrics::Metrics,
     negotiate::{self, Answer, View},
@@ -48,6 +48,7 @@ pub struct Api {
     pub metrics: Metrics,
     pub nonresource: nonresource::Documents,
     pub health: crate::health::Health,
+    pub components: components::Components,
     pub reviews: crate::reviews::Reviews,
     pub upgrade: crate::upgrade::Proxy,
     pub shutdown: CancellationToken,
@@ -86,6 +87,7 @@ impl Api {
             metrics: Metrics::default(),
             nonresource: components.nonresource,
             health: crate::health::Health::default(),
+            components: components::Components::default(),
             reviews: components.reviews,
             upgrade: components.upgrade,
             shutdown: components.shutdown,
@@ -225,6 +227,9 @@ impl Context {
         let nameless = named(&info.verb) && info.name.is_empty();
         if nameless || (info.verb == "create" && (!info.name.is_empty() || homeless)) {
             return Err(ApiError::method_not_allowed());
+        }
+        if !facts.stored() {
+            return components::serve(self, resource).await;
         }
         match info.verb.as_str() {
             "get" => read::get(self, resource).await,

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::{
     allocate::Cidr,
     identity::UserInfo,
-    write::{MANAGER, Warnings, Write, Writer},
+    write::{Warnings, Write, Writer},
 };
 
 /// Objects created at once: enough to share the store's commits.
@@ -30,7 +30,9 @@ pub async fn run(writer: &Writer, services: Cidr, port: u16) -> Result<()> {
     objects.extend(resources::bootstrap::rbac::role_bindings());
     objects.extend(resources::bootstrap::priority_classes());
     objects.push(kubernetes_service(services, port));
-    all(writer, &user, objects).await
+    objects.push(service_range(services));
+    all(writer, &user, objects).await?;
+    serve_range(writer, &user, services).await
 }
 
 async fn all(writer: &Writer, user: &UserInfo, objects: Vec<Value>) -> Result<()> {
@@ -45,18 +47,7 @@ pub async fn ensure(writer: &Writer, user: &UserInfo, object: Value) -> Result<(
         resource.ok_or_else(|| ApiError::internal(format!("a bootstrap object has the unknown kind {}", gvk.kind)))?;
     let (namespace, name) = (meta::namespace(&object).to_owned(), meta::name(&object).to_owned());
     let warnings = Warnings::default();
-    let write = |name| Write {
-        resource,
-        subresource: "",
-        namespace: &namespace,
-        name,
-        user,
-        dry_run: false,
-        manager: Some(MANAGER),
-        create: false,
-        options: json!({}),
-        warnings: &warnings,
-    };
+    let write = |name| Write::by_server(resource, "", (&namespace, name), user, &warnings);
     let found = writer.objects.get(resource, &namespace, &name).await?;
     match found {
         None => match writer.create(&write(""), object).await {
@@ -100,6 +91,33 @@ fn complete(found: &mut Value, wanted: &Value) {
             }
         }
     }
+}
+
+/// The range that addresses of Services are drawn from.
+fn service_range(services: Cidr) -> Value {
+    json!({
+        "kind": "ServiceCIDR", "apiVersion": "networking.k8s.io/v1", "metadata": {"name": "kubernetes"},
+        "spec": {"cidrs": [services.to_string()]},
+    })
+}
+
+/// Says that the range is in use, unless it is another than ours.
+async fn serve_range(writer: &Writer, user: &UserInfo, services: Cidr) -> Result<()> {
+    let resource = registry().by_gvk("networking.k8s.io", "v1", "ServiceCIDR");
+    let resource = resource.ok_or_else(|| ApiError::internal("ServiceCIDR is not served"))?;
+    let ready = |old: Option<&Value>| {
+        let mut range = old.cloned().unwrap_or_default();
+        if range["spec"] == service_range(services)["spec"] && range["status"]["conditions"].is_null() {
+            range["status"]["conditions"] = json!([{
+                "type": "Ready", "status": "True", "reason": "", "message": "Kubernetes default Service CIDR is ready",
+                "lastTransitionTime": machinery::time::now_rfc3339(),
+            }]);
+        }
+        Ok(range)
+    };
+    let warnings = Warnings::default();
+    let write = Write::by_server(resource, "status", ("", "kubernetes"), user, &warnings);
+    writer.update(&write, &ready).await.map(drop)
 }
 
 fn kubernetes_service(services: Cidr, port: u16) -> Value {

@@ -18,7 +18,7 @@ use crate::{
     api::Api,
     cache::storage_error,
     identity::UserInfo,
-    write::{MANAGER, Warnings, Write},
+    write::{Warnings, Write},
 };
 
 const SERVERS: &str = "/registry/masterleases/";
@@ -106,18 +106,7 @@ async fn put(api: &Api, wanted: Value) -> Result<()> {
         registry().by_gvk(group, "v1", kind).ok_or_else(|| ApiError::internal(format!("{kind} is not served")))?;
     let (user, warnings) = (UserInfo::master("system:apiserver"), Warnings::default());
     let (namespace, name) = (meta::namespace(&wanted).to_owned(), meta::name(&wanted).to_owned());
-    let write = |name| Write {
-        resource,
-        subresource: "",
-        namespace: &namespace,
-        name,
-        user: &user,
-        dry_run: false,
-        manager: Some(MANAGER),
-        create: false,
-        options: json!({}),
-        warnings: &warnings,
-    };
+    let write = |name| Write::by_server(resource, "", (&namespace, name), &user, &warnings);
     if api.writer.objects.get(resource, &namespace, &name).await?.is_none() {
         match api.writer.create(&write(""), wanted.clone()).await {
             Err(error) if error.is_already_exists() => {}

@@ -15,6 +15,7 @@ pub mod authz;
 pub mod bootstrap;
 pub mod cache;
 pub mod codec;
+mod components;
 pub mod discovery;
 mod edit;
 mod endpoints;

@@ -138,6 +138,11 @@ impl Server {
         Service(self.api.clone())
     }
 
+    /// Tells of a component in the same process, for `kubectl get componentstatuses`.
+    pub fn beside(&self, component: &'static str, alive: impl Fn() -> bool + Send + Sync + 'static) {
+        self.api.components.tell(component, alive);
+    }
+
     pub fn ready(&self) -> bool {
         self.api.ready()
     }

@@ -47,16 +47,18 @@ impl Server {
             // Errors of single datagrams (an earlier answer bounced) do not concern the others.
             let Ok((length, peer)) = socket.recv_from(&mut buffer).await else { continue };
             match self.local(&buffer[..length]) {
-                Local::Answered(message, limit) => send(&socket, encode(message, Some(limit)), peer).await,
-                Local::Forward(query) => {
+                Local::Answered(message, limit) if !leads_away(&message) => {
+                    send(&socket, encode(message, Some(limit)), peer).await;
+                }
+                Local::Ignore => {}
+                asked => {
                     let Ok(permit) = pending.clone().try_acquire_owned() else { continue };
                     let (server, socket) = (self.clone(), socket.clone());
                     tokio::spawn(async move {
-                        send(&socket, server.forwarder.forward(&query, Protocol::Udp).await, peer).await;
+                        send(&socket, server.ask_others(asked, Protocol::Udp).await, peer).await;
                         drop(permit);
                     });
                 }
-                Local::Ignore => {}
             }
         }
     }
@@ -81,14 +83,34 @@ impl Server {
             let mut query = vec![0; usize::from(length)];
             tokio::time::timeout(TCP_IDLE, stream.read_exact(&mut query)).await??;
             let answer = match self.local(&query) {
-                Local::Answered(message, _) => encode(message, None),
-                Local::Forward(query) => self.forwarder.forward(&query, Protocol::Tcp).await,
                 Local::Ignore => return Ok(()),
+                asked => self.ask_others(asked, Protocol::Tcp).await,
             };
             let mut framed = (answer.len() as u16).to_be_bytes().to_vec();
             framed.extend(answer);
             stream.write_all(&framed).await?;
         }
+    }
+
+    /// Forwards what is not ours: the query, or the name outside that an alias stands for.
+    async fn ask_others(&self, asked: Local, protocol: Protocol) -> Vec<u8> {
+        let (mut message, limit) = match asked {
+            Local::Ignore => return Vec::new(),
+            Local::Forward(query) => return self.forwarder.forward(&query, protocol).await,
+            Local::Answered(message, limit) => (message, limit),
+        };
+        if let (Some(RData::CNAME(target)), [query]) =
+            (message.answers.last().map(|last| &last.data), &message.queries[..])
+            && leads_away(&message)
+        {
+            let mut further = Message::query();
+            further.metadata.recursion_desired = true;
+            further.add_query(Query::query(target.0.clone(), query.query_type()));
+            let answer = self.forwarder.forward(&further.to_vec().unwrap_or_default(), protocol).await;
+            // Who resolves for a program does not ask again: the addresses must come with the alias, if there are any.
+            message.answers.extend(Message::from_vec(&answer).map(|answer| answer.answers).unwrap_or_default());
+        }
+        encode(message, matches!(protocol, Protocol::Udp).then_some(limit))
     }
 
     fn local(&self, bytes: &[u8]) -> Local {
@@ -139,6 +161,12 @@ impl Server {
         }
         Lookup::Answered(result)
     }
+}
+
+/// Whether the answer ends in an alias that nobody asked for as such.
+fn leads_away(message: &Message) -> bool {
+    let alias = message.answers.last().is_some_and(|last| matches!(last.data, RData::CNAME(_)));
+    alias && message.queries.iter().all(|query| query.query_type() != RecordType::CNAME)
 }
 
 enum Local {
@@ -245,6 +273,31 @@ mod tests {
         let mut answer = vec![0; usize::from(stream.read_u16().await.unwrap())];
         stream.read_exact(&mut answer).await.unwrap();
         assert_eq!(Message::from_vec(&answer).unwrap().answers.len(), 200);
+    }
+
+    #[tokio::test]
+    async fn aliases_are_followed_out_of_the_cluster() {
+        let upstream = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let mut zone = Zone::new("cluster.local").unwrap();
+        zone.set("a", "away", Some(Service { kind: Kind::External("example.org".into()), ports: vec![] }));
+        let forwarder = Forwarder::new(vec![upstream.local_addr().unwrap()]);
+        let server = Arc::new(Server { zone: Arc::new(RwLock::new(zone)), forwarder });
+        let udp = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let address = udp.local_addr().unwrap();
+        tokio::spawn(async move { server.serve_udp(udp).await });
+        tokio::spawn(async move {
+            let mut buffer = [0; 512];
+            let (length, peer) = upstream.recv_from(&mut buffer).await.unwrap();
+            let asked = Message::from_vec(&buffer[..length]).unwrap();
+            let name = asked.queries[0].name().clone();
+            let data = RData::A(hickory_proto::rr::rdata::A([192, 0, 2, 9].into()));
+            let answers = vec![hickory_proto::rr::Record::from_rdata(name, 60, data)];
+            let answer = reply(&asked, Answer { answers, ..Answer::default() });
+            upstream.send_to(&answer.to_vec().unwrap(), peer).await.unwrap();
+        });
+        let told = ask_udp(address, &query("away.a.svc.cluster.local.")).await;
+        let data: Vec<_> = told.answers.iter().map(|record| record.data.to_string()).collect();
+        assert_eq!(data, ["example.org.", "192.0.2.9"]);
     }
 
     #[tokio::test]

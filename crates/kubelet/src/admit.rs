@@ -101,7 +101,11 @@ pub fn fit(pod: &Pod, others: &[Arc<Pod>], allocatable: &Quantities) -> Result<(
     }
     for name in resources::requested_names(pod) {
         let requested = resources::pod_request(pod, &name);
-        // Hugepages and extended resources a node does not have at all are refused as well.
+        // Extended resources that somebody patched into the Node are between the scheduler and them.
+        if resources::is_extended(&name) && !allocatable.contains_key(&name) {
+            continue;
+        }
+        // Hugepages a node does not have at all are refused as well.
         let capacity = resources::amount(Some(allocatable), &name).unwrap_or(0);
         let used: i64 = others.iter().map(|other| resources::pod_request(other, &name)).sum();
         if requested > 0 && requested + used > capacity {
@@ -272,7 +276,8 @@ mod tests {
             (with(requests(json!({"cpu": "500m"}))), None),
             (with(requests(json!({"cpu": "501m"}))), Some("OutOfcpu")),
             (with(requests(json!({"memory": "2Gi"}))), Some("OutOfmemory")),
-            (with(requests(json!({"example.com/gpu": "1"}))), Some("UnexpectedAdmissionError")),
+            (with(requests(json!({"hugepages-2Mi": "2Mi"}))), Some("UnexpectedAdmissionError")),
+            (with(requests(json!({"example.com/gpu": "1"}))), None),
             (
                 with(json!({"containers": [{"name": "c", "ports": [{"containerPort": 1, "hostPort": 80}]}]})),
                 Some("NodePorts"),

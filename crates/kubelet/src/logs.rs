@@ -110,7 +110,9 @@ async fn try_read(
     }
     let mut formatter = Formatter::new(options);
     let (mut pending, mut chunk) = (BytesMut::new(), vec![0; CHUNK]);
-    if options.limit_bytes == Some(0) {
+    // What is written while the last lines are read is not among them.
+    let mut left = options.tail.filter(|_| !options.follow).unwrap_or(usize::MAX);
+    if options.limit_bytes == Some(0) || left == 0 {
         return Ok(());
     }
     let mut last_look = !options.follow;
@@ -121,7 +123,8 @@ async fn try_read(
         let mut more = true;
         while let Some(end) = pending.iter().position(|&byte| byte == b'\n').filter(|_| more) {
             let line = pending.split_to(end + 1);
-            more = formatter.push(&line[..end], &mut formatted);
+            left -= 1;
+            more = formatter.push(&line[..end], &mut formatted) && left > 0;
         }
         if !formatted.is_empty() && output.send(Ok(formatted.freeze())).await.is_err() {
             return Ok(());
@@ -299,6 +302,27 @@ mod tests {
         for (options, expected) in cases {
             assert_eq!(collect(&path, options.clone()).await, expected, "{options:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn the_last_line_is_one_line_while_more_are_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("0.log");
+        let mut file = std::fs::File::create(&path).unwrap();
+        let mut write = move || std::io::Write::write_all(&mut file, b"2026-01-01T00:00:01Z stdout F a\n").unwrap();
+        write();
+        let done = Arc::new(AtomicBool::new(false));
+        let ended = done.clone();
+        let writer = std::thread::spawn(move || {
+            while !ended.load(Ordering::SeqCst) {
+                write()
+            }
+        });
+        for _ in 0..200 {
+            assert_eq!(collect(&path, Options { tail: Some(1), ..Options::default() }).await, "a\n");
+        }
+        done.store(true, Ordering::SeqCst);
+        writer.join().unwrap();
     }
 
     #[tokio::test]

@@ -8,7 +8,7 @@ use crate::cri_client::Cri;
 use crate::eviction::Pressure;
 use crate::images;
 use crate::pods::Pods;
-use crate::resources::Quantities;
+use crate::resources::{self, Quantities};
 use client::{ErrorExt as _, EventType};
 use cri::v1;
 use jiff::Timestamp;
@@ -22,7 +22,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, Owne
 use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use machinery::quantity::Quantity as Amount;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,6 +82,14 @@ pub fn allocatable(capacity: &Quantities, reserved: &BTreeMap<String, String>) -
         }
     }
     allocatable
+}
+
+/// Our figures, and the extended resources that others put into the node's capacity: what they put there is allocatable.
+fn with_foreign(own: &Quantities, old: &NodeStatus) -> Quantities {
+    let foreign = old.capacity.iter().flatten().filter(|(name, _)| resources::is_extended(name));
+    let mut all: Quantities = foreign.map(|(name, amount)| (name.clone(), amount.clone())).collect();
+    all.extend(own.clone());
+    all
 }
 
 fn read(path: &str) -> String {
@@ -239,8 +247,8 @@ async fn status(pods: &Pods, old: &NodeStatus, runtime: &v1::VersionResponse, po
     images.truncate(IMAGES);
     NodeStatus {
         addresses: Some(addresses),
-        allocatable: Some((*pods.allocatable()).clone()),
-        capacity: Some(shared.capacity.clone()),
+        allocatable: Some(with_foreign(&pods.allocatable(), old)),
+        capacity: Some(with_foreign(&shared.capacity, old)),
         conditions: Some(conditions(&health, old.conditions.as_deref().unwrap_or_default(), Timestamp::now())),
         daemon_endpoints: Some(NodeDaemonEndpoints {
             kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(port) }),
@@ -291,6 +299,16 @@ fn differs(old: &NodeStatus, new: &NodeStatus) -> bool {
     plain(old) != plain(new)
 }
 
+/// The patch to the new status. It must name what goes: what others took out of the capacity is allocatable no more.
+fn patch(old: &NodeStatus, new: &NodeStatus) -> Value {
+    let mut patch = json!({"status": new});
+    let names = old.allocatable.iter().flatten().map(|(name, _)| name).filter(|name| resources::is_extended(name));
+    for gone in names.filter(|name| new.allocatable.as_ref().is_none_or(|left| !left.contains_key(*name))) {
+        patch["status"]["allocatable"][gone] = Value::Null;
+    }
+    patch
+}
+
 /// Registers the node and keeps its status; `node` follows what the API has of it.
 pub async fn run(pods: Arc<Pods>, runtime: v1::VersionResponse, port: u16, node: watch::Sender<Option<Arc<Node>>>) {
     let shared = pods.shared().clone();
@@ -319,7 +337,7 @@ pub async fn run(pods: Arc<Pods>, runtime: v1::VersionResponse, port: u16, node:
         let ready =
             new.conditions.iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True");
         if differs(&old, &new) || reported.elapsed() >= config.node_status_report {
-            let patch = json!({"status": new});
+            let patch = patch(&old, &new);
             match api.patch_status(&config.node_name, &PatchParams::default(), &Patch::Strategic(patch)).await {
                 Ok(updated) => {
                     current = updated;
@@ -483,5 +501,23 @@ mod tests {
             [("cpu", "500m"), ("memory", "2Gi")].map(|(key, value)| (key.to_owned(), value.to_owned())).into();
         let left = allocatable(&capacity, &reserved);
         assert_eq!((left["cpu"].0.as_str(), left["memory"].0.as_str()), ("3500m", "0"));
+    }
+
+    #[test]
+    fn resources_of_others_stay() {
+        let quantities = |list: &[(&str, &str)]| -> Quantities {
+            list.iter().map(|(name, amount)| ((*name).to_owned(), Quantity((*amount).to_owned()))).collect()
+        };
+        let patched = quantities(&[("cpu", "9"), ("example.com/fake", "5"), ("gone-2Mi", "1")]);
+        let old = NodeStatus { capacity: Some(patched), ..NodeStatus::default() };
+        let told = with_foreign(&quantities(&[("cpu", "4")]), &old);
+        assert_eq!(told, quantities(&[("cpu", "4"), ("example.com/fake", "5")]));
+        let before = NodeStatus { allocatable: Some(told), ..NodeStatus::default() };
+        let after = NodeStatus { allocatable: Some(quantities(&[("cpu", "4")])), ..NodeStatus::default() };
+        assert_eq!(
+            patch(&before, &after)["status"]["allocatable"],
+            json!({"cpu": "4", "example.com/fake": null}),
+            "what goes is named"
+        );
     }
 }

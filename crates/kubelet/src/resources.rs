@@ -121,6 +121,11 @@ pub fn requested_names(pod: &Pod) -> Vec<String> {
     names.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
 }
 
+/// Resources of somebody's domain, which the kubelet itself has none of.
+pub fn is_extended(name: &str) -> bool {
+    name.split_once('/').is_some_and(|(domain, _)| !domain.ends_with("kubernetes.io"))
+}
+
 pub const CPU_PERIOD: i64 = 100_000;
 
 /// `cpu.shares` for a request in milli-cpu: 1024 per core, at least 2.

@@ -105,17 +105,17 @@ impl Schemas {
 
     fn structure(&mut self, type_: &Type) -> Value {
         let mut properties = Map::new();
-        let mut required = Vec::new();
-        for field in &type_.fields {
-            let mut property = self.field(field);
-            if let Some(prose) = self.prose.of_field(&type_.name, &field.json_name) {
+        // Every kind has these two, so the table does not say them.
+        let own = ["apiVersion", "kind"].into_iter().filter(|_| type_.object).map(|name| (name, scalar("string", "")));
+        let fields: Vec<_> = type_.fields.iter().map(|field| (&*field.json_name, self.field(field))).collect();
+        for (name, mut property) in own.chain(fields) {
+            if let Some(prose) = self.prose.of_field(&type_.name, name) {
                 property["description"] = prose.into();
             }
-            if field.required {
-                required.push(&*field.json_name);
-            }
-            properties.insert(field.json_name.to_string(), property);
+            properties.insert(name.to_owned(), property);
         }
+        let required: Vec<_> =
+            type_.fields.iter().filter(|field| field.required).map(|field| &*field.json_name).collect();
         let mut schema = json!({"type": "object"});
         if !properties.is_empty() {
             schema["properties"] = properties.into();

@@ -22,7 +22,7 @@ use rustls::{DigitallySignedStruct, SignatureScheme};
 use thiserror::Error;
 use tokio_rustls::TlsConnector;
 
-use super::{Connection, Dialer, is_upgrade};
+use super::{Connection, Dialer, is_upgrade, page};
 use crate::authn::is_credential_header;
 
 /// TCP and TLS together, as upstream's dialer.
@@ -120,11 +120,12 @@ impl Forward {
         } else {
             remove_hop_by_hop(response.headers_mut());
         }
-        if let Some(rewrite) = rewrite {
-            rewrite.location(&authority, response.headers_mut());
-        }
         *response.version_mut() = Version::default();
-        Ok(response.map(Body::new))
+        let response = response.map(Body::new);
+        Ok(match rewrite {
+            Some(rewrite) => rewrite.response(authority, response),
+            None => response,
+        })
     }
 
     async fn connect(&self, target: &Target, authority: &str) -> Result<Box<dyn Connection>, ForwardError> {
@@ -206,7 +207,16 @@ async fn tunnel(client: OnUpgrade, server: OnUpgrade) {
     }
 }
 
+/// A proxied server's word about who may call it does not hold for the API server, under whose name it appears.
+const CROSS_ORIGIN: &[&str] = &[
+    "access-control-allow-credentials",
+    "access-control-allow-headers",
+    "access-control-allow-methods",
+    "access-control-allow-origin",
+];
+
 /// Makes a proxied server's world agree with the URL that its client sees.
+#[derive(Clone)]
 pub struct Rewrite {
     /// The path up to and with `/proxy`.
     prefix: String,
@@ -235,19 +245,35 @@ impl Rewrite {
         set("x-forwarded-proto", HeaderValue::from_static("https"));
     }
 
-    /// A redirect within the target becomes one within the proxied path.
-    fn location(&self, authority: &str, headers: &mut HeaderMap) {
-        let Some(uri) = headers.get(LOCATION).and_then(|value| value.to_str().ok()?.parse::<Uri>().ok()) else {
-            return;
+    fn response(&self, authority: String, mut response: Response<Body>) -> Response<Body> {
+        let headers = response.headers_mut();
+        CROSS_ORIGIN.iter().for_each(|name| drop(headers.remove(*name)));
+        if let Some(location) = headers.get(LOCATION) {
+            let location = location.to_str().ok().and_then(|location| self.link(&authority, location)?.parse().ok());
+            if let Some(location) = location {
+                headers.insert(LOCATION, location);
+            }
+            return response;
+        }
+        let rewrite = self.clone();
+        page::rewritten(response, move |link: &str| rewrite.link(&authority, link))
+    }
+
+    /// A link within the target becomes one within the proxied path.
+    fn link(&self, authority: &str, link: &str) -> Option<String> {
+        let (host, rest) = match link.split_once("//") {
+            Some((scheme, rest)) if scheme.is_empty() || (scheme.ends_with(':') && !scheme.contains('/')) => {
+                let (host, rest) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+                (Some(host), rest)
+            }
+            _ => (None, link),
         };
-        let elsewhere = uri.authority().is_some_and(|other| other.as_str() != authority);
-        let path = uri.path_and_query().map_or("", |path| path.as_str());
-        if elsewhere || !path.starts_with('/') || path.starts_with(&self.prefix) {
-            return;
+        let own = self.host.as_ref().and_then(|host| host.to_str().ok());
+        let elsewhere = host.is_some_and(|host| host != authority && Some(host) != own);
+        if elsewhere || !rest.starts_with('/') {
+            return None;
         }
-        if let Ok(value) = format!("{}{path}", self.prefix).parse() {
-            headers.insert(LOCATION, value);
-        }
+        Some(if rest.starts_with(&self.prefix) { rest.to_owned() } else { format!("{}{rest}", self.prefix) })
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod forward;
 mod options;
+mod page;
 mod target;
 mod websocket;
 

@@ -64,6 +64,18 @@ async fn backend(mut request: Request<Incoming>, who: String) -> Result<Answer, 
     if uri.contains("/redirect") {
         return Ok((StatusCode::FOUND, [(header::LOCATION, "/there?x=1")]).into_response());
     }
+    if uri.contains("/page") {
+        let html = HeaderValue::from_static("text/html; charset=utf-8");
+        let allow = (header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+        let page = r#"<a href="/x">1</a><a href="http://10.42.0.9:8080/y">2</a><a href="//elsewhere/z">3</a>"#;
+        if !uri.contains("gzip") {
+            return Ok(([(header::CONTENT_TYPE, html), allow], page).into_response());
+        }
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut encoder, page.as_bytes()).unwrap();
+        let headers = [(header::CONTENT_TYPE, html), (header::CONTENT_ENCODING, HeaderValue::from_static("gzip"))];
+        return Ok((headers, encoder.finish().unwrap()).into_response());
+    }
     let body = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
     let headers: Vec<_> = parts.headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
     let echo = json!({
@@ -296,6 +308,17 @@ async fn pods_services_and_nodes_are_proxied() {
 
     let redirected = proxy.proxy("pods", "ns", "one", get(&pods("one/proxy/redirect"))).await.unwrap();
     assert_eq!(redirected.headers()[header::LOCATION], "/api/v1/namespaces/ns/pods/one/proxy/there?x=1");
+    // So do the links of a page, in whatever encoding it comes.
+    for path in ["one/proxy/page", "one/proxy/page/gzip"] {
+        let page = proxy.proxy("pods", "ns", "one", get(&pods(path))).await.unwrap();
+        for gone in [header::ACCESS_CONTROL_ALLOW_ORIGIN, header::CONTENT_ENCODING, header::CONTENT_LENGTH] {
+            assert!(!page.headers().contains_key(&gone), "{gone}");
+        }
+        let page = String::from_utf8(page.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap();
+        let root = "/api/v1/namespaces/ns/pods/one/proxy";
+        let expected = format!(r#"<a href="{root}/x">1</a><a href="{root}/y">2</a><a href="//elsewhere/z">3</a>"#);
+        assert_eq!(page, expected, "{path}");
+    }
     let bare = proxy.proxy("pods", "ns", "one", get(&pods("one/proxy"))).await.unwrap();
     assert_eq!(
         (bare.status(), &bare.headers()[header::LOCATION]),

@@ -77,6 +77,30 @@ impl Writer {
     }
 }
 
+impl<'a> Write<'a> {
+    /// What the server writes of its own accord.
+    pub fn by_server(
+        resource: &'static dyn Resource,
+        subresource: &'a str,
+        (namespace, name): (&'a str, &'a str),
+        user: &'a UserInfo,
+        warnings: &'a Warnings,
+    ) -> Write<'a> {
+        Write {
+            resource,
+            subresource,
+            namespace,
+            name,
+            user,
+            dry_run: false,
+            manager: Some(MANAGER),
+            create: false,
+            options: serde_json::json!({}),
+            warnings,
+        }
+    }
+}
+
 impl Write<'_> {
     fn facts(&self) -> &'static Facts {
         self.resource.facts()

@@ -49,6 +49,11 @@ async fn openapi_describes_the_kinds() {
     let deployment = &schemas["io.k8s.api.apps.v1.Deployment"];
     assert_eq!(deployment["x-kubernetes-group-version-kind"][0]["kind"], "Deployment");
     assert!(text(&deployment["description"]).starts_with("Deployment enables"), "{deployment}");
+    for (field, prose) in
+        [("apiVersion", "APIVersion defines the versioned schema"), ("kind", "Kind is a string value")]
+    {
+        assert!(text(&deployment["properties"][field]["description"]).starts_with(prose), "{deployment}");
+    }
     let containers = &schemas["io.k8s.api.core.v1.PodSpec"]["properties"]["containers"];
     assert_eq!(
         (&containers["x-kubernetes-patch-merge-key"], &containers["x-kubernetes-list-map-keys"]),

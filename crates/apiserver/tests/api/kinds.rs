@@ -91,6 +91,48 @@ async fn system_priority_classes_are_there() {
 }
 
 #[tokio::test]
+async fn components_are_as_well_as_their_tasks_or_leases() {
+    let cluster = Cluster::start().await;
+    let url = "/api/v1/componentstatuses";
+    let told = async || {
+        let list = cluster.get(url).await.expect(200);
+        let status =
+            |item: &Value| format!("{} {}", text(&item["metadata"]["name"]), text(&item["conditions"][0]["status"]));
+        list["items"].as_array().unwrap().iter().map(status).collect::<Vec<_>>().join(", ")
+    };
+    assert_eq!(told().await, "controller-manager False, scheduler False, etcd-0 True");
+    cluster.server.beside("scheduler", || true);
+    let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "kube-controller-manager"},
+        "spec": {"holderIdentity": "a", "leaseDurationSeconds": 3600, "renewTime": format!("{:.6}", jiff::Timestamp::now())}});
+    cluster.create("/apis/coordination.k8s.io/v1/namespaces/kube-system/leases", lease).await;
+    assert_eq!(told().await, "controller-manager True, scheduler True, etcd-0 True");
+    let one = cluster.get(&format!("{url}/etcd-0")).await.expect(200);
+    assert_eq!(
+        one,
+        json!({"kind": "ComponentStatus", "apiVersion": "v1", "metadata": {"name": "etcd-0"},
+        "conditions": [{"type": "Healthy", "status": "True", "message": "ok"}]})
+    );
+    cluster.get(&format!("{url}/none")).await.fails(
+        500,
+        "InternalError",
+        "Internal error occurred: Component not found: none",
+    );
+}
+
+#[tokio::test]
+async fn the_range_of_service_addresses_is_told() {
+    let cluster = Cluster::start().await;
+    let range = cluster.get("/apis/networking.k8s.io/v1/servicecidrs/kubernetes/status").await.expect(200);
+    assert_eq!((&range["kind"], &range["spec"]["cidrs"]), (&json!("ServiceCIDR"), &json!(["10.43.0.0/16"])));
+    assert_eq!(
+        (&range["status"]["conditions"][0]["type"], &range["status"]["conditions"][0]["status"]),
+        (&json!("Ready"), &json!("True"))
+    );
+    let again = cluster.restart().await.get("/apis/networking.k8s.io/v1/servicecidrs/kubernetes").await.expect(200);
+    assert_eq!(again["metadata"]["resourceVersion"], range["metadata"]["resourceVersion"]);
+}
+
+#[tokio::test]
 async fn objects_lie_where_upstream_puts_them() {
     let cluster = Cluster::start().await;
     let ingress = json!({"apiVersion": "networking.k8s.io/v1", "kind": "Ingress", "metadata": {"name": "a"},

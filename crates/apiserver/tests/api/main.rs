@@ -7,6 +7,7 @@ mod deletes;
 mod discovery;
 mod errors;
 mod kinds;
+mod lifecycle;
 mod lists;
 mod patches;
 mod subresources;

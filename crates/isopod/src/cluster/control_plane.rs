@@ -87,11 +87,14 @@ impl ControlPlane {
             pki.sign_client(request, seconds.map(Duration::from_secs))
         }));
         settings.cluster_cidr = Some(config.network.cluster_range()?);
-        components
-            .spawn("controller manager", controllers::run(settings, Informers::new(manager), components.shutdown()));
+        let run = controllers::run(settings, Informers::new(manager), components.shutdown());
+        let manager = components.spawn("controller manager", run);
+        self.server.beside("controller-manager", move || !manager.is_finished());
 
         let client = self.component("system:kube-scheduler");
-        components.spawn("scheduler", scheduler::run(scheduler::Config::default(), client, components.shutdown()));
+        let run = scheduler::run(scheduler::Config::default(), client, components.shutdown());
+        let scheduler = components.spawn("scheduler", run);
+        self.server.beside("scheduler", move || !scheduler.is_finished());
         Ok(())
     }
 

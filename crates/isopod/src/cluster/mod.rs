@@ -16,7 +16,7 @@ use anyhow::Context;
 use apiserver::identity::UserInfo;
 pub use progress::Progress;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{NetworkOptions, NodeOptions};
@@ -141,8 +141,12 @@ pub struct Components {
 }
 
 impl Components {
-    pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
-        self.tasks.spawn(async move { task.await.with_context(|| format!("{name} failed")) });
+    pub fn spawn(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) -> AbortHandle {
+        self.tasks.spawn(async move { task.await.with_context(|| format!("{name} failed")) })
     }
 
     pub fn shutdown(&self) -> CancellationToken {

@@ -5,6 +5,9 @@ use serde_json::{Map, Value};
 
 use super::{FieldKind, Presence, Type, TypeId, Types, decode::zero};
 
+/// A time that is not said but must be there, as in `metav1.Condition`: Go's zero, which clients written in Go read as none.
+const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
+
 /// Fills in whatever is absent; what is there stays as it is.
 pub fn apply(types: &Types, type_: &Type, value: &mut Value) {
     if let Value::Object(map) = value {
@@ -23,6 +26,7 @@ fn fields(types: &Types, type_: &Type, map: &mut Map<String, Value>) {
         let mut value = match (&field.default, &field.kind) {
             (Some(default), _) => default.clone(),
             (None, FieldKind::Struct(_)) if field.presence == Presence::Always => Value::Object(Map::new()),
+            (None, FieldKind::Time) if field.required => ZERO_TIME.into(),
             (None, kind) if field.presence == Presence::Always && is_plain(kind) => zero(kind),
             _ => continue,
         };
@@ -58,6 +62,7 @@ mod tests {
     use serde_json::json;
 
     use super::{super::testing::TYPES, *};
+    use crate::schema::Types;
 
     #[test]
     fn absent_fields_are_filled() {
@@ -75,5 +80,13 @@ mod tests {
         let before = pod.clone();
         apply(&TYPES, type_, &mut pod);
         assert_eq!(pod, before, "a second time changes nothing");
+    }
+
+    #[test]
+    fn a_required_time_is_never_absent() {
+        let types = Types::parse("@a\nCondition\n lastTransitionTime 4 t ! +\n probed 5 t +\n").unwrap();
+        let mut condition = json!({});
+        apply(&types, types.get("a.Condition").unwrap(), &mut condition);
+        assert_eq!(condition, json!({"lastTransitionTime": "0001-01-01T00:00:00Z"}));
     }
 }

@@ -75,6 +75,9 @@ fn a_service_keeps_what_was_allocated_and_loses_what_its_type_has_no_use_for() {
     assert_eq!(update("v1/Service", &mut sparse, &old), Vec::<String>::new());
     assert_eq!(sparse["spec"]["clusterIP"], "10.43.0.7");
     assert_eq!(sparse["spec"]["ports"][0]["nodePort"], 30080);
+    let mut moved = service(json!({"spec": {"type": "NodePort", "ports": [{"port": 81, "protocol": "UDP"}]}}));
+    assert_eq!(update("v1/Service", &mut moved, &old), Vec::<String>::new());
+    assert_eq!(moved["spec"]["ports"][0]["nodePort"], 30080, "a port is known by its name");
     let mut narrowed = old.clone();
     narrowed["spec"]["type"] = json!("ClusterIP");
     assert_eq!(update("v1/Service", &mut narrowed, &old), Vec::<String>::new());

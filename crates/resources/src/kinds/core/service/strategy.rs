@@ -54,10 +54,11 @@ pub(super) fn carry_over(new: &mut Value, old: &Value) {
             used.extend(ports.iter().filter_map(|port| port["nodePort"].as_i64()));
         }
         new.each("ports", |port| {
-            let same = |other: &&Value| other["port"] == port["port"] && other["protocol"] == port["protocol"];
+            let same = |other: &&Value| other.text("name") == port.text("name");
             let node_port = before.iter().find(same).and_then(|other| other["nodePort"].as_i64()).unwrap_or(0);
             if port["nodePort"].as_i64().unwrap_or(0) == 0 && node_port != 0 && !used.contains(&node_port) {
                 port["nodePort"] = json!(node_port);
+                used.push(node_port);
             }
         });
     }
