@@ -91,13 +91,6 @@ impl Schemas {
             schema["description"] = prose.into();
         }
         if let Some(kinds) = self.kinds.get(name) {
-            // Every object has them; the table has only what differs.
-            for field in ["apiVersion", "kind"] {
-                schema["properties"][field] = json!({"type": "string"});
-                if let Some(prose) = self.prose.of_field(name, field) {
-                    schema["properties"][field]["description"] = prose.into();
-                }
-            }
             schema["x-kubernetes-group-version-kind"] = kinds.clone().into();
         }
         schema
