@@ -208,7 +208,7 @@ mod tests {
         assert!(pod::is_static(pods[0]) && !pod::is_mirror(pods[0]));
         let mirror = picture(pods[0], None);
         assert!(pod::is_mirror(&mirror) && mirror.metadata.uid.is_none());
-        let edited = parse(&MANIFEST.replace("image: x", "image: y"), "Node1").unwrap();
+        let edited = parse(&MANIFEST.replace("image: x", "image: other"), "Node1").unwrap();
         assert_ne!(pod::uid(&edited), pod::uid(pods[0]));
     }
 }
