@@ -54,6 +54,17 @@ pub fn available(set: &ReplicaSet) -> i32 {
     set.status.as_ref().and_then(|status| status.available_replicas).unwrap_or(0)
 }
 
+/// Available pods that stay: a set that has been shrunk may not have said yet that it has fewer.
+fn staying(set: &ReplicaSet) -> i32 {
+    available(set).min(size(set))
+}
+
+/// Pods that there are or may be. A set that has not seen its size yet may be making pods of the one before.
+fn occupied(set: &ReplicaSet) -> Option<i32> {
+    let observed = set.status.as_ref().and_then(|status| status.observed_generation);
+    (observed.unwrap_or(0) >= set.metadata.generation.unwrap_or(0)).then(|| size(set).max(actual(set)))
+}
+
 fn total(sets: &[Arc<ReplicaSet>], of: fn(&ReplicaSet) -> i32) -> i32 {
     sets.iter().map(|set| of(set)).sum()
 }
@@ -63,7 +74,9 @@ pub(super) fn new_size(view: &View, present: i32, recreates: bool) -> i32 {
     if recreates || present >= view.replicas {
         return view.replicas;
     }
-    let room = view.replicas + view.limits.surge - total(&view.old, size) - present;
+    // Stricter than upstream, which counts sizes alone and so exceeds the surge while a set's pods are still going.
+    let occupied: Option<i32> = view.old.iter().map(|set| occupied(set)).sum();
+    let room = occupied.map_or(0, |occupied| view.replicas + view.limits.surge - occupied - present);
     present + room.clamp(0, view.replicas - present)
 }
 
@@ -83,7 +96,7 @@ pub(super) fn shrink_old(view: &View) -> Vec<(Arc<ReplicaSet>, i32)> {
         let cut = (*size - available(set)).clamp(0, unhealthy);
         (*size, unhealthy) = (*size - cut, unhealthy - cut);
     }
-    let mut healthy = (total(&all, available) - minimum).max(0);
+    let mut healthy = (total(&all, staying) - minimum).max(0);
     for size in &mut sizes {
         let cut = (*size).min(healthy);
         (*size, healthy) = (*size - cut, healthy - cut);
