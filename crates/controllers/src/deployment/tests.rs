@@ -295,3 +295,26 @@ fn unhealthy_old_pods_go_first() {
     let plan = plan(&changed, &sets, |_| true, at(60));
     assert_eq!(sizes(&plan), [("sick".to_owned(), 0)]);
 }
+
+/// (how a shrunk old set says it is, the size of the new one after the next pass)
+#[test]
+fn a_new_set_waits_for_the_pods_of_shrunk_ones() {
+    let table = [
+        (json!({"replicas": 2, "availableReplicas": 2, "observedGeneration": 2}), 2),
+        // Its third pod is not gone yet, or its size is not seen, so that it may be making one.
+        (json!({"replicas": 3, "availableReplicas": 3, "observedGeneration": 2}), 1),
+        (json!({"replicas": 2, "availableReplicas": 2, "observedGeneration": 1}), 1),
+    ];
+    for (status, expected) in table {
+        let rolling = json!({"spec": {"strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 1}}}});
+        let mut deployment = deployment(3, rolling);
+        set_image(&mut deployment, "v2");
+        let mut old = set("old", "v1", (2, 2), (3, 4), 0).as_ref().clone();
+        old.metadata.generation = Some(2);
+        old.status = Some(serde_json::from_value(status.clone()).unwrap());
+        let new = set("new", "v2", (1, 0), (3, 4), 1);
+        let plan = plan(&deployment, &[Arc::new(old), new], |_| true, at(2));
+        let grown = sizes(&plan).into_iter().find(|(name, _)| name == "new").map_or(1, |(_, size)| size);
+        assert_eq!(grown, expected, "{status}");
+    }
+}
