@@ -262,34 +262,20 @@ fn hosts(cluster: &Cluster, namespace: &str) {
 }
 
 fn deadlines(cluster: &Cluster, namespace: &str) {
+    let spec = |seconds: u32| json!({"spec": {"activeDeadlineSeconds": seconds}}).to_string();
+    fn patch<'a>(namespace: &'a str, patch: &'a str) -> [&'a str; 7] {
+        ["-n", namespace, "patch", "pod/limited", "--type=merge", "-p", patch]
+    }
     create(cluster, namespace, "limited", json!({"containers": [shell("main", "sleep 100000", json!({}))]}));
     wait(cluster, namespace, "limited", |pod| first_status(pod)["ready"] == true);
-    cluster.run(&[
-        "-n",
-        namespace,
-        "patch",
-        "pod",
-        "limited",
-        "--type=merge",
-        "-p",
-        r#"{"spec":{"activeDeadlineSeconds":2}}"#,
-    ]);
+    cluster.run(&patch(namespace, &spec(2)));
     let ended = wait(cluster, namespace, "limited", phase("Failed"));
     let message = "Pod was active on the node longer than the specified deadline";
     assert_eq!(
         (&ended["status"]["reason"], &ended["status"]["message"]),
         (&json!("DeadlineExceeded"), &json!(message))
     );
-    let more = cluster.refuse(&[
-        "-n",
-        namespace,
-        "patch",
-        "pod",
-        "limited",
-        "--type=merge",
-        "-p",
-        r#"{"spec":{"activeDeadlineSeconds":9}}"#,
-    ]);
+    let more = cluster.refuse(&patch(namespace, &spec(9)));
     assert!(more.contains("must be less than or equal to previous value"), "{more}");
 }
 

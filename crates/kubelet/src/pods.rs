@@ -5,7 +5,7 @@
 use crate::admit;
 use crate::pod;
 use crate::resize::{self, Pending};
-use crate::resources::Quantities;
+use crate::resources::{self, Qos, Quantities};
 use crate::shared::Shared;
 use crate::state::{Instance, POD_UID, Runtime, Sandbox};
 use crate::status;
@@ -70,8 +70,12 @@ impl Pods {
                 return self.reject(pod, &refusal);
             }
         }
+        let weighs = resources::qos(&pod) == Qos::Burstable;
         self.start(pod, runtime);
-        self.weigh_classes().await;
+        // Other pods change nothing, and most starts should not wait for this.
+        if weighs {
+            self.weigh_classes().await;
+        }
     }
 
     /// Gives the QoS classes their shares of the processors.
