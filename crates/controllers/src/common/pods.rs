@@ -1,6 +1,6 @@
 //! What a pod's status means to a controller: active, ready, available, and which pods to give up first. Pure.
 
-use std::cmp::Ordering;
+use std::cmp::Reverse;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -72,44 +72,31 @@ fn deletion_cost(pod: &Pod) -> i32 {
     cost.and_then(|cost| cost.parse().ok()).unwrap_or(0)
 }
 
-/// Which of two pods to delete first (`Less`): the one that is further from serving, cheaper, shares its node with more
-/// replicas (`rank`), became ready later, restarted more, is younger. Ages are compared by magnitude only, and pods of
-/// like age by uid, so that scaling down spreads over the generations.
-pub fn deletion_order(left: (&Pod, usize), right: (&Pod, usize), now: Timestamp) -> Ordering {
-    let ((a, rank_a), (b, rank_b)) = (left, right);
-    let progress = |pod: &Pod| {
-        let phase = match phase(pod) {
-            "Running" => 2,
-            "Unknown" => 1,
-            _ => 0,
-        };
-        (!node_name(pod).is_empty(), phase, is_ready(pod))
+/// Sorts pods to delete first (the least) by: further from serving, cheaper, sharing the node with more replicas
+/// (`crowd`), ready for a shorter time, restarted more, younger. Times are compared by magnitude only, and pods alike in
+/// everything by uid, so that scaling down spreads over the generations.
+///
+/// A key and not a comparison, which would not have to be transitive: upstream's, where pods of like age but unlike times
+/// go by uid before their restarts are looked at, is not.
+pub fn deletion_order(pod: &Pod, crowd: usize, now: Timestamp) -> impl Ord + use<> {
+    let phase = match phase(pod) {
+        "Running" => 2,
+        "Unknown" => 1,
+        _ => 0,
     };
-    let created = |pod: &Pod| pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
-    progress(a)
-        .cmp(&progress(b))
-        .then_with(|| deletion_cost(a).cmp(&deletion_cost(b)))
-        .then_with(|| rank_b.cmp(&rank_a))
-        .then_with(|| match is_ready(a) && is_ready(b) {
-            true => younger_first(ready_since(a), ready_since(b), (a, b), now),
-            false => Ordering::Equal,
-        })
-        .then_with(|| restarts(b).cmp(&restarts(a)))
-        .then_with(|| younger_first(created(a), created(b), (a, b), now))
-}
-
-fn younger_first(a: Option<Timestamp>, b: Option<Timestamp>, pods: (&Pod, &Pod), now: Timestamp) -> Ordering {
     let magnitude = |time: Timestamp| {
         let age = now.as_nanosecond() - time.as_nanosecond();
-        if age > 0 { age.ilog2() as i32 } else { -1 }
+        age.max(1).ilog2() // no time yet is younger than any
     };
-    match (a, b) {
-        (Some(a), Some(b)) if a == b => Ordering::Equal,
-        (Some(a), Some(b)) => {
-            magnitude(a).cmp(&magnitude(b)).then_with(|| pods.0.metadata.uid.cmp(&pods.1.metadata.uid))
-        }
-        (a, b) => a.is_some().cmp(&b.is_some()), // no time yet: younger than any
-    }
+    let ready = is_ready(pod);
+    let created = pod.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    (
+        (!node_name(pod).is_empty(), phase, ready),
+        (deletion_cost(pod), Reverse(crowd)),
+        ready.then(|| ready_since(pod).map(magnitude)),
+        Reverse(restarts(pod)),
+        (created.map(magnitude), pod.metadata.uid.clone()),
+    )
 }
 
 #[cfg(test)]
@@ -149,7 +136,7 @@ mod tests {
             (pod("b-old-as-well", ready_at("2024-01-01T00:00:00Z")), 1),
         ];
         let mut sorted: Vec<_> = expected.iter().rev().collect();
-        sorted.sort_by(|a, b| deletion_order((&a.0, a.1), (&b.0, b.1), now));
+        sorted.sort_by_cached_key(|(pod, crowd)| deletion_order(pod, *crowd, now));
         let names = |pods: Vec<&(Pod, usize)>| -> Vec<String> {
             pods.iter().map(|(pod, _)| pod.metadata.name.clone().unwrap()).collect()
         };

@@ -188,7 +188,7 @@ fn pending(view: &View, tally: &Tally, count: usize) -> Vec<i32> {
 /// Pods to give up: those of indexes that are double or out of range in any case, then the least useful.
 fn surplus(view: &View, active: &[Arc<Pod>], least: usize) -> Vec<Arc<Pod>> {
     let mut sorted = active.to_vec();
-    sorted.sort_by(|a, b| pods::deletion_order((a, 0), (b, 0), view.now));
+    sorted.sort_by_cached_key(|pod| pods::deletion_order(pod, 0, view.now));
     let mut surplus = Vec::new();
     if view.is_indexed() {
         let mut seen = HashSet::new();

@@ -43,16 +43,16 @@ pub fn plan<R: Replicator>(owner: &R, owned: &[Arc<Pod>], crowds: impl FnOnce() 
     }
 }
 
-fn surplus(active: Vec<Arc<Pod>>, wanted: usize, crowds: impl FnOnce() -> Crowds, now: Timestamp) -> Vec<Arc<Pod>> {
+fn surplus(mut active: Vec<Arc<Pod>>, wanted: usize, crowds: impl FnOnce() -> Crowds, now: Timestamp) -> Vec<Arc<Pod>> {
     let Some(count) = active.len().checked_sub(wanted).filter(|count| *count > 0) else { return Vec::new() };
     if wanted == 0 {
         return active; // no choice, no ranking
     }
     let crowds = crowds();
-    let rank = |pod: &Pod| crowds.get(pods::node_name(pod)).copied().unwrap_or(0);
-    let mut ranked: Vec<_> = active.into_iter().map(|pod| (rank(&pod), pod)).collect();
-    ranked.sort_by(|(rank_a, a), (rank_b, b)| pods::deletion_order((a, *rank_a), (b, *rank_b), now));
-    ranked.into_iter().take(count).map(|(_, pod)| pod).collect()
+    let crowd = |pod: &Pod| crowds.get(pods::node_name(pod)).copied().unwrap_or(0);
+    active.sort_by_cached_key(|pod| pods::deletion_order(pod, crowd(pod), now));
+    active.truncate(count);
+    active
 }
 
 pub fn status<R: Replicator>(owner: &R, owned: &[Arc<Pod>], failure: Option<&Failure>, now: Timestamp) -> Status {
@@ -139,6 +139,27 @@ mod tests {
             let names: Vec<_> = plan.delete.iter().map(|pod| pod.metadata.name.clone().unwrap()).collect();
             assert_eq!((plan.create, names.join(" ").as_str()), (create, delete), "{replicas} of {letters}");
         }
+    }
+
+    /// Half of them became ready in one second and half in another, as when a thousand start at once.
+    #[test]
+    fn many_pods_of_like_age_have_an_order() {
+        let mut all = pods(&"r".repeat(1000));
+        for (number, pod) in all.iter_mut().enumerate() {
+            let (ready, created, restarts) = (number % 2, number / 2 % 3, number % 7);
+            let pod = Arc::make_mut(pod);
+            *pod = serde_json::from_value(json!({"metadata": {"name": number.to_string(),
+                "uid": (number * 619 % 1000).to_string(), "creationTimestamp": at(created as i64).to_string()},
+                "status": {"phase": "Running", "conditions": [
+                    {"type": "Ready", "status": "True", "lastTransitionTime": at(10 + ready as i64).to_string()}],
+                    "containerStatuses": [{"name": "c", "image": "i", "imageID": "i", "ready": true,
+                        "restartCount": restarts}]}}))
+            .unwrap();
+        }
+        let plan = plan(&owner(750, 0), &all, HashMap::new, at(30));
+        assert_eq!(plan.delete.len(), 250);
+        let restarts = |pod: &Arc<Pod>| pod.status.as_ref()?.container_statuses.as_ref()?.first().map(|c| c.restart_count);
+        assert!(plan.delete.iter().all(|pod| restarts(pod) >= Some(5)), "those that restarted most go");
     }
 
     #[test]

@@ -21,16 +21,21 @@ async fn ready_node(nodes: &Api<Node>, name: &str) {
 pub fn keeper(nodes: Api<Node>) -> AbortOnDropHandle<()> {
     AbortOnDropHandle::new(tokio::spawn(async move {
         ready_node(&nodes, "keeper").await;
-        loop {
-            let ready = json!([{"type": "Ready", "status": "True", "reason": "KubeletReady",
-                "lastHeartbeatTime": jiff::Timestamp::now(), "lastTransitionTime": "2024-01-01T00:00:00Z"}]);
-            nodes.merge_status("keeper", json!({"conditions": ready})).await;
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
+        beat(nodes, "keeper").await;
     }))
 }
 
-fn taints(node: &Node) -> Vec<String> {
+/// A node's kubelet declares it ready, again and again.
+pub async fn beat(nodes: Api<Node>, name: &str) {
+    loop {
+        let ready = json!([{"type": "Ready", "status": "True", "reason": "KubeletReady",
+            "lastHeartbeatTime": jiff::Timestamp::now(), "lastTransitionTime": "2024-01-01T00:00:00Z"}]);
+        nodes.merge_status(name, json!({"conditions": ready})).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+pub fn taints(node: &Node) -> Vec<String> {
     let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
     let mut names: Vec<_> = taints.map(|taint| format!("{}:{}", taint.key, taint.effect)).collect();
     names.sort();

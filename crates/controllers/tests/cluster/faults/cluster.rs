@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use client::Client;
 use futures::FutureExt as _;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::batch::v1::Job;
@@ -13,14 +14,15 @@ use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::Api;
 use kube::api::{DeleteParams, Patch};
 use serde_json::{Value, json};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::kubelet::ENDS;
 use super::{Run, Scenario, survives};
-use crate::Handy as _;
-use crate::nodes::keeper;
+use crate::{Handy as _, until_get};
+use crate::nodes::{beat, keeper, taints};
 
 pub const SCENARIOS: &[Scenario] =
-    &[GARBAGE, NAMESPACE, PUBLISHED, QUOTA, BUDGET, NODES, POD_GC, TTL, AGGREGATION, SIGNING];
+    &[GARBAGE, NAMESPACE, PUBLISHED, QUOTA, BUDGET, NODES, RETURN, POD_GC, THRESHOLD, TTL, AGGREGATION, SIGNING];
 
 const GARBAGE: Scenario = Scenario::of(&["generic-garbage-collector"], |run| garbage(run).boxed());
 const NAMESPACE: Scenario = Scenario::of(&["namespace-controller"], |run| namespace(run).boxed());
@@ -34,9 +36,19 @@ const NODES: Scenario = Scenario {
     beside: Some(|client| keeper(Api::all(client))),
     ..Scenario::of(&["node-controller", "taint-eviction-controller", "node-ipam-controller"], |run| nodes(run).boxed())
 };
+const RETURN: Scenario = Scenario {
+    controllers: &["node-controller", "taint-eviction-controller"],
+    drive: |run| comes_back(run).boxed(),
+    ..NODES
+};
 const POD_GC: Scenario = Scenario {
     configure: |config| config.missing_node_quarantine = Duration::ZERO,
     ..Scenario::of(&["pod-garbage-collector"], |run| pod_gc(run).boxed())
+};
+const THRESHOLD: Scenario = Scenario {
+    configure: |config| config.terminated_pod_threshold = 1,
+    beside: Some(|client| AbortOnDropHandle::new(tokio::spawn(finishing(client)))),
+    ..Scenario::of(&["pod-garbage-collector"], |run| finished(run).boxed())
 };
 const TTL: Scenario = Scenario {
     helpers: &["job-controller", "generic-garbage-collector"],
@@ -78,6 +90,16 @@ async fn a_killed_disruption_controller_counts_right() {
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_node_controllers_give_each_node_its_due() {
     survives(NODES).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_node_controllers_take_a_node_back() {
+    survives(RETURN).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_pod_collector_makes_room() {
+    survives(THRESHOLD).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -193,8 +215,8 @@ async fn budget(run: Run) {
     run.until_get("web", |budget| allows(budget, 0, 1)).await;
 }
 
-/// A node falls silent: it had addresses of its own, and its pods go unless they tolerate that.
-async fn nodes(run: Run) {
+/// A node whose kubelet said once that it is ready, and nothing since.
+async fn silent_node(run: &Run) -> String {
     let (name, nodes) = (run.own("n"), run.cluster::<Node>());
     // In a zone of its own: nodes of one zone are given up slowly.
     let labels = json!({"topology.kubernetes.io/zone": run.name});
@@ -202,24 +224,74 @@ async fn nodes(run: Run) {
     let ready = json!([{"type": "Ready", "status": "True", "reason": "KubeletReady",
         "lastHeartbeatTime": "2024-01-01T00:00:00Z", "lastTransitionTime": "2024-01-01T00:00:00Z"}]);
     nodes.merge_status(&name, json!({"conditions": ready})).await;
+    name
+}
+
+/// A pod of a node, which bears for a while that nothing is heard of it.
+async fn bound(run: &Run, name: &str, node: &str, seconds: u32) {
+    let tolerations = json!([{"operator": "Exists", "effect": "NoExecute", "key": "node.kubernetes.io/unreachable",
+        "tolerationSeconds": seconds},
+        {"operator": "Exists", "effect": "NoExecute", "key": "node.kubernetes.io/not-ready"}]);
+    let spec = json!({"nodeName": node, "terminationGracePeriodSeconds": 0, "tolerations": tolerations,
+        "containers": [{"name": "c", "image": "i"}]});
+    run.make::<Pod>(json!({"metadata": {"name": name}, "spec": spec})).await;
+}
+
+fn is_unready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "False")
+}
+
+/// A node falls silent: it had addresses of its own, and its pods go unless they tolerate that.
+async fn nodes(run: Run) {
+    let (name, nodes) = (silent_node(&run).await, run.cluster::<Node>());
     for (pod, seconds) in [("brief", 0), ("patient", 3600)] {
-        let tolerations = json!([{"operator": "Exists", "effect": "NoExecute", "key": "node.kubernetes.io/unreachable",
-            "tolerationSeconds": seconds},
-            {"operator": "Exists", "effect": "NoExecute", "key": "node.kubernetes.io/not-ready"}]);
-        let spec = json!({"nodeName": name, "terminationGracePeriodSeconds": 0, "tolerations": tolerations,
-            "containers": [{"name": "c", "image": "i"}]});
-        run.make::<Pod>(json!({"metadata": {"name": pod}, "spec": spec})).await;
+        bound(&run, pod, &name, seconds).await;
     }
     run.until_gone::<Pod>("brief").await;
-    run.until_get::<Pod>("patient", |pod| {
-        let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-        conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "False")
-    })
-    .await;
+    run.until_get("patient", is_unready).await;
     let cidr = |node: &Node| node.spec.as_ref().and_then(|spec| spec.pod_cidr.clone());
     let node = run.until_key(&name, |node| cidr(node).is_some()).await;
     let all = nodes.list(&Default::default()).await.unwrap().items;
     assert_eq!(all.iter().filter(|other| cidr(other) == cidr(&node)).count(), 1, "addresses given twice");
+}
+
+/// A node is heard of again before its pods lose patience: it loses its taints, and they stay.
+async fn comes_back(run: Run) {
+    let (name, nodes) = (silent_node(&run).await, run.cluster::<Node>());
+    bound(&run, "patient", &name, 3600).await;
+    run.until_key::<Node>(&name, |node| taints(node).len() == 2).await;
+    run.until_get("patient", is_unready).await;
+    let node = name.clone();
+    // Until the test ends: the state of all runs is compared while it lives.
+    tokio::spawn(async move { beat(nodes, &node).await });
+    run.until_key::<Node>(&name, |node| taints(node).is_empty()).await;
+    run.until_get::<Pod>("patient", |pod| pod.metadata.deletion_timestamp.is_none()).await;
+}
+
+fn ending(name: &str) -> Value {
+    let mut ending = pod(name);
+    ending["metadata"]["annotations"] = json!({ENDS: "Succeeded"});
+    ending
+}
+
+/// Somewhere a pod ends, again and again: the newest, which is the one to be kept.
+async fn finishing(client: Client) {
+    Api::all(client.clone()).make::<Namespace>(json!({"metadata": {"name": "beside"}})).await;
+    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "beside");
+    until_get("an account for pods", &accounts, "default", |_| true).await;
+    let pods: Api<Pod> = Api::namespaced(client, "beside");
+    for number in 0.. {
+        pods.make(ending(&format!("newest-{number}"))).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+async fn finished(run: Run) {
+    run.make::<Pod>(ending("a")).await;
+    run.make::<Pod>(ending("b")).await;
+    run.until_gone::<Pod>("a").await;
+    run.until_gone::<Pod>("b").await;
 }
 
 async fn pod_gc(run: Run) {

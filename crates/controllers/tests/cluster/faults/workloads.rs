@@ -16,6 +16,7 @@ use crate::Handy as _;
 
 pub const SCENARIOS: &[Scenario] = &[
     DEPLOYMENT,
+    RECREATED,
     REPLICA_SET,
     REPLICATION_CONTROLLER,
     STATEFUL_SET,
@@ -31,6 +32,10 @@ const GARBAGE_COLLECTOR: &str = "generic-garbage-collector";
 const DEPLOYMENT: Scenario = Scenario {
     helpers: &["replicaset-controller", GARBAGE_COLLECTOR],
     ..Scenario::of(&["deployment-controller"], |run| deployment(run).boxed())
+};
+const RECREATED: Scenario = Scenario {
+    helpers: &["replicaset-controller", GARBAGE_COLLECTOR],
+    ..Scenario::of(&["deployment-controller"], |run| recreated(run).boxed())
 };
 const REPLICA_SET: Scenario = Scenario::of(&["replicaset-controller"], |run| replica_set(run).boxed());
 const REPLICATION_CONTROLLER: Scenario =
@@ -56,6 +61,11 @@ const CRON_JOB: Scenario = Scenario {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_deployment_controller_rolls_on() {
     survives(DEPLOYMENT).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_deployment_controller_recreates() {
+    survives(RECREATED).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -113,23 +123,42 @@ fn image(image: &str) -> Value {
     json!({"spec": {"template": template(image, json!({}))}})
 }
 
+fn rolled_out(deployment: &Deployment, replicas: i32) -> bool {
+    let status = deployment.status.clone().unwrap_or_default();
+    let some = Some(replicas);
+    status.observed_generation == deployment.metadata.generation
+        && (status.replicas, status.updated_replicas, status.available_replicas) == (some, some, some)
+}
+
 async fn deployment(run: Run) {
-    let done = |deployment: &Deployment, replicas: i32| {
-        let status = deployment.status.clone().unwrap_or_default();
-        let some = Some(replicas);
-        status.observed_generation == deployment.metadata.generation
-            && (status.replicas, status.updated_replicas, status.available_replicas) == (some, some, some)
-    };
     run.make::<Deployment>(of("web", 2)).await;
-    run.until_get("web", |found| done(found, 2)).await;
+    run.until_get("web", |found| rolled_out(found, 2)).await;
     let mut second = image("v2");
     second["spec"]["revisionHistoryLimit"] = json!(0);
     run.merge::<Deployment>("web", second).await;
-    run.until_get("web", |found| done(found, 2)).await;
+    run.until_get("web", |found| rolled_out(found, 2)).await;
     run.merge::<Deployment>("web", json!({"spec": {"replicas": 1}})).await;
-    run.until_get("web", |found| done(found, 1)).await;
+    run.until_get("web", |found| rolled_out(found, 1)).await;
     run.until_list::<ReplicaSet>("the old set is cleaned up", |sets| sets.len() == 1).await;
     run.until_list::<Pod>("one pod", |pods| pods.len() == 1).await;
+}
+
+/// No pod of the new template may start before the last of the old one is gone.
+async fn recreated(run: Run) {
+    let mut web = of("web", 2);
+    web["spec"]["strategy"] = json!({"type": "Recreate"});
+    run.make::<Deployment>(web).await;
+    run.until_get("web", |found| rolled_out(found, 2)).await;
+    run.merge::<Deployment>("web", image("v2")).await;
+    let runs = |pod: &Pod, image: &str| pod.spec.as_ref().unwrap().containers[0].image.as_deref() == Some(image);
+    run.until_list::<Pod>("pods of the new template", |pods| {
+        let new = pods.iter().filter(|pod| runs(pod, "v2")).count();
+        assert!(new == 0 || new == pods.len(), "{}: old pods beside new ones: {pods:#?}", run.name);
+        new == 2
+    })
+    .await;
+    run.until_get("web", |found| rolled_out(found, 2)).await;
+    run.until_list::<ReplicaSet>("the old set is kept for a rollback", |sets| sets.len() == 2).await;
 }
 
 async fn replica_set(run: Run) {
