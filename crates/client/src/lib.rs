@@ -8,6 +8,8 @@ pub mod informer;
 pub mod reference;
 mod reflector;
 mod service_accounts;
+pub mod shared;
+mod wait;
 pub mod workqueue;
 
 use std::path::Path;
@@ -23,6 +25,7 @@ pub use informer::{Event, Informer, Informers, Store, Subscription};
 pub use kube::Client;
 pub use reference::{controller_of, key_of, owner_reference, split_key};
 pub use service_accounts::ServiceAccounts;
+pub use wait::await_condition;
 pub use workqueue::WorkQueue;
 
 /// A client of the cluster named by `context` (the current one if none) of a kubeconfig file.

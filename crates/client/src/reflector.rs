@@ -6,9 +6,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::TryStreamExt as _;
-use kube::api::{ListParams, WatchEvent, WatchParams};
-use kube::core::Request;
+use futures::{AsyncBufReadExt as _, TryStreamExt as _};
+use http::HeaderValue;
+use http::header::ACCEPT_ENCODING;
+use kube::api::{ListParams, WatchParams};
+use kube::core::{Request, Status};
 use kube::{Api, Error};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -37,6 +39,21 @@ struct RawList {
 struct RawListMeta {
     #[serde(default)]
     resource_version: String,
+}
+
+/// One line of a watch. The object is decoded straight into its type: kube's own event, whose content may precede its
+/// type, would build a tree of it first.
+#[derive(Deserialize)]
+struct RawEvent<'a> {
+    r#type: &'a str,
+    #[serde(borrow)]
+    object: &'a RawValue,
+}
+
+/// What a bookmark says.
+#[derive(Deserialize)]
+struct Bookmark {
+    metadata: RawListMeta,
 }
 
 impl<K: Object> Reflector<K> {
@@ -94,19 +111,13 @@ impl<K: Object> Reflector<K> {
             true => request.watch_metadata(&params, version),
             false => request.watch(&params, version),
         };
-        let client = self.api.clone().into_client();
-        let events = client.request_events::<K>(request.map_err(Error::BuildRequest)?).await?;
-        let mut events = std::pin::pin!(events);
+        let mut request = request.map_err(Error::BuildRequest)?;
+        // Compressed, events would be held up in the compressor's buffers.
+        request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        let mut lines = self.api.clone().into_client().request_stream(request).await?.lines();
         let begun = tokio::time::Instant::now();
-        loop {
-            match events.try_next().await {
-                Ok(Some(event)) => self.apply(event, version)?,
-                Ok(None) => break,
-                Err(error) if is_undecodable(&error) => {
-                    tracing::warn!(resource = self.api.resource_url(), %error, "skipped an object that does not decode");
-                }
-                Err(error) => return Err(error),
-            }
+        while let Some(line) = lines.try_next().await.unwrap_or_else(|error| self.cut_off(&error)) {
+            self.apply(&line, version)?;
             backoff.reset();
         }
         if begun.elapsed() < Duration::from_secs(1) {
@@ -115,26 +126,39 @@ impl<K: Object> Reflector<K> {
         Ok(())
     }
 
-    fn apply(&self, event: WatchEvent<K>, version: &mut String) -> Result<(), Error> {
-        let (mut object, deleted) = match event {
-            WatchEvent::Added(object) | WatchEvent::Modified(object) => (object, false),
-            WatchEvent::Deleted(object) => (object, true),
-            WatchEvent::Bookmark(bookmark) => {
-                *version = bookmark.metadata.resource_version;
-                return Ok(());
-            }
-            WatchEvent::Error(status) => return Err(Error::Api(status)),
+    /// A connection that breaks ends the watch as the server may: it is resumed where it was.
+    fn cut_off(&self, error: &std::io::Error) -> Option<String> {
+        tracing::debug!(resource = self.api.resource_url(), %error, "a watch was cut off");
+        None
+    }
+
+    fn apply(&self, line: &str, version: &mut String) -> Result<(), Error> {
+        let event: RawEvent = match serde_json::from_str(line) {
+            Ok(event) => event,
+            Err(error) if error.is_eof() => return Ok(()), // cut off
+            Err(error) => return Err(Error::SerdeError(error)),
         };
-        self.trim(&mut object);
+        match event.r#type {
+            "ADDED" | "MODIFIED" => self.changed(event.object, version, |object| self.shared.put(object)),
+            "DELETED" => self.changed(event.object, version, |object| self.shared.delete(object)),
+            "BOOKMARK" => {
+                let bookmark: Bookmark = serde_json::from_str(event.object.get()).map_err(Error::SerdeError)?;
+                *version = bookmark.metadata.resource_version;
+            }
+            _ => {
+                let status: Status = serde_json::from_str(event.object.get()).map_err(Error::SerdeError)?;
+                return Err(Error::Api(Box::new(status)));
+            }
+        }
+        Ok(())
+    }
+
+    fn changed(&self, object: &RawValue, version: &mut String, take: impl FnOnce(K)) {
+        let Some(object) = self.decode(object.get()) else { return };
         if let Some(newer) = &object.meta().resource_version {
             version.clone_from(newer);
         }
-        if deleted {
-            self.shared.delete(object)
-        } else {
-            self.shared.put(object)
-        }
-        Ok(())
+        take(object);
     }
 
     fn decode(&self, item: &str) -> Option<K> {
@@ -151,15 +175,6 @@ impl<K: Object> Reflector<K> {
     fn trim(&self, object: &mut K) {
         object.meta_mut().managed_fields = None;
         (self.transform)(object);
-    }
-}
-
-/// kube tries to read an event that does not decode as a Status, every field of which may be missing.
-fn is_undecodable(error: &Error) -> bool {
-    match error {
-        Error::SerdeError(_) => true,
-        Error::Api(status) => status.code == 0 && status.reason.is_empty() && status.message.is_empty(),
-        _ => false,
     }
 }
 

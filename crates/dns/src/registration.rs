@@ -47,7 +47,7 @@ where
     let name = wanted["metadata"]["name"].as_str().unwrap_or_default();
     match api.patch(name, &PatchParams::default(), &Patch::Merge(wanted)).await {
         Err(error) if error.is_not_found() => {
-            api.create(&PostParams::default(), &serde_json::from_value(wanted.clone())?).await?;
+            api.create(&PostParams::default(), &K::deserialize(wanted)?).await?;
         }
         result => drop(result?),
     }

@@ -4,6 +4,7 @@
 //! caller forgets one of them.
 
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodSpec, PodStatus};
+use serde::Deserialize as _;
 use std::borrow::Cow;
 use std::sync::LazyLock;
 
@@ -131,7 +132,7 @@ pub fn members(pod: &Pod) -> Vec<Member<'_>> {
         let value = serde_json::to_value(container).ok()?;
         Some(Member {
             kind: Kind::Ephemeral,
-            container: Cow::Owned(serde_json::from_value(value).ok()?),
+            container: Cow::Owned(Container::deserialize(&value).ok()?),
             target: container.target_container_name.as_deref().filter(|target| !target.is_empty()),
         })
     });

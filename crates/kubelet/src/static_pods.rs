@@ -11,6 +11,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Api;
 use kube::api::{DeleteParams, PostParams};
 use parking_lot::Mutex;
+use serde::Deserialize as _;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -168,7 +169,7 @@ fn scan(directory: &Path, node: &str) -> (BTreeMap<String, Pod>, Vec<String>) {
 fn parse(text: &str, node: &str) -> Result<Pod, String> {
     // By way of a value: a typed decoder of YAML would be in the binary for this alone, and is large.
     let value: serde_json::Value = serde_saphyr::from_str(text).map_err(|error| error.to_string())?;
-    let mut pod: Pod = serde_json::from_value(value).map_err(|error| error.to_string())?;
+    let mut pod = Pod::deserialize(&value).map_err(|error| error.to_string())?;
     let name = pod.metadata.name.clone().filter(|name| !name.is_empty()).ok_or("a static pod needs a name")?;
     let spec = pod.spec.as_mut().ok_or("a static pod needs a spec")?;
     spec.node_name = Some(node.to_owned());

@@ -14,6 +14,7 @@ use kube::Api;
 use kube::api::{DeleteParams, PostParams};
 use kube::core::{NamespaceResourceScope, ObjectMeta};
 use machinery::labels::Selector;
+use serde::Deserialize as _;
 use serde_json::json;
 
 use super::{claims, template};
@@ -180,7 +181,7 @@ fn orphan(meta: &ObjectMeta) -> String {
 pub fn template_of(revision: &ControllerRevision) -> Option<PodTemplateSpec> {
     let mut template = revision.data.as_ref()?.0.pointer("/spec/template")?.clone();
     template.as_object_mut()?.remove("$patch");
-    serde_json::from_value(template).ok()
+    PodTemplateSpec::deserialize(&template).ok()
 }
 
 /// The label of a pod that names its revision.

@@ -158,7 +158,8 @@ mod tests {
         }
         let plan = plan(&owner(750, 0), &all, HashMap::new, at(30));
         assert_eq!(plan.delete.len(), 250);
-        let restarts = |pod: &Arc<Pod>| pod.status.as_ref()?.container_statuses.as_ref()?.first().map(|c| c.restart_count);
+        let restarts =
+            |pod: &Arc<Pod>| pod.status.as_ref()?.container_statuses.as_ref()?.first().map(|c| c.restart_count);
         assert!(plan.delete.iter().all(|pod| restarts(pod) >= Some(5)), "those that restarted most go");
     }
 

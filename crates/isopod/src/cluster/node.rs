@@ -12,7 +12,6 @@ use client::Client;
 use k8s_openapi::api::core::v1::{Node, NodeCondition};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::Api;
-use kube::runtime::wait::await_condition;
 use network::bridge::{self, Bridge};
 use tokio_util::sync::CancellationToken;
 
@@ -117,7 +116,7 @@ pub async fn ready(config: &Config, plane: &ControlPlane, progress: &Progress) -
     for complaint in pressures(&node) {
         progress.step(&format!("but no new pods are scheduled to it as long as {complaint}"));
     }
-    dns_published(&observer).await?;
+    dns_published(&observer).await;
     progress.step("cluster DNS is published");
     Ok(())
 }
@@ -236,10 +235,10 @@ fn dns_config(ip: Ipv4Addr, network: &NetworkOptions) -> anyhow::Result<dns::Con
     })
 }
 
-async fn node_ready(client: &Client, name: &str) -> anyhow::Result<Node> {
+async fn node_ready(client: &Client, name: &str) -> anyhow::Result<Arc<Node>> {
     let nodes: Api<Node> = Api::all(client.clone());
     let ready = |node: Option<&Node>| node.is_some_and(|node| holds(node, "Ready").is_some());
-    await_condition(nodes, name, ready).await.context("wait for the node")?.context("the node vanished")
+    client::await_condition(nodes, name, ready).await.context("the node vanished")
 }
 
 fn holds<'a>(node: &'a Node, kind: &str) -> Option<&'a NodeCondition> {
@@ -255,10 +254,7 @@ fn pressures(node: &Node) -> Vec<String> {
         .collect()
 }
 
-async fn dns_published(client: &Client) -> anyhow::Result<()> {
+async fn dns_published(client: &Client) {
     let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), dns::NAMESPACE);
-    await_condition(slices, dns::SLICE, |slice: Option<&EndpointSlice>| slice.is_some())
-        .await
-        .context("wait for DNS")?;
-    Ok(())
+    client::await_condition(slices, dns::SLICE, |slice: Option<&EndpointSlice>| slice.is_some()).await;
 }

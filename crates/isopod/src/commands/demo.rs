@@ -3,15 +3,16 @@
 //! Everything here is done by an ordinary API client; it stands in for kubectl, so that the first
 //! look needs nothing installed.
 
+use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use futures::{StreamExt, TryStreamExt};
+use client::Informer;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service};
-use kube::api::{Api, DeleteParams, LogParams, Patch, PatchParams, PostParams};
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::api::{Api, DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams};
+use serde::Deserialize as _;
 use serde_json::json;
 
 use super::preflight;
@@ -69,7 +70,7 @@ async fn show(client: kube::Client) -> anyhow::Result<()> {
     apply(&services, "hello", &service()?).await?;
     let address = services.get("hello").await?.spec.and_then(|spec| spec.cluster_ip).unwrap_or_default();
     say(format!("service hello has the address {address}"));
-    ready_pods(&pods, say).await?;
+    ready_pods(&pods, &say).await;
 
     println!("\nA client pod asks http://hello {REQUESTS} times, by name, through the Service:");
     let pages = visit(&pods).await?;
@@ -96,34 +97,31 @@ where
 }
 
 /// Tells each pod's progress until all of them are ready.
-async fn ready_pods(pods: &Api<Pod>, say: impl Fn(String)) -> anyhow::Result<()> {
-    let mut events = watcher(pods.clone(), watcher::Config::default().labels("app=hello")).applied_objects().boxed();
-    let mut ready = std::collections::BTreeSet::new();
-    let mut told = std::collections::BTreeSet::new();
-    while let Some(pod) = events.try_next().await? {
+async fn ready_pods(pods: &Api<Pod>, say: impl Fn(String)) {
+    let informer = Informer::start(pods.clone(), ListParams::default().labels("app=hello"), |_| {});
+    let mut events = informer.subscribe();
+    let mut told = BTreeSet::new();
+    while told.iter().filter(|(_, stage)| *stage == "ready").count() < REPLICAS {
+        let Some(event) = events.recv().await else { return };
+        let pod = event.object();
         let name = pod.metadata.name.clone().unwrap_or_default();
         let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
-        let status = pod.status.unwrap_or_default();
+        let status = pod.status.clone().unwrap_or_default();
         let is_ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
         if let Some(node) = node.filter(|_| told.insert((name.clone(), "bound"))) {
             say(format!("pod {name} is bound to node {node} by the scheduler"));
         }
         if is_ready && told.insert((name.clone(), "ready")) {
             say(format!("pod {name} runs and is ready at {}", status.pod_ip.unwrap_or_default()));
-            ready.insert(name);
-        }
-        if ready.len() == REPLICAS {
-            return Ok(());
         }
     }
-    bail!("the watch of pods ended")
 }
 
 /// Runs a client pod to its end and returns what it printed.
 async fn visit(pods: &Api<Pod>) -> anyhow::Result<String> {
     let _ = pods.delete("visitor", &DeleteParams::default().grace_period(0)).await;
-    kube::runtime::wait::await_condition(pods.clone(), "visitor", |pod: Option<&Pod>| pod.is_none()).await?;
-    let visitor: Pod = serde_json::from_value(json!({
+    client::await_condition(pods.clone(), "visitor", |pod: Option<&Pod>| pod.is_none()).await;
+    let visitor = Pod::deserialize(&json!({
         "metadata": { "name": "visitor" },
         "spec": {
             "restartPolicy": "Never",
@@ -138,7 +136,7 @@ async fn visit(pods: &Api<Pod>) -> anyhow::Result<String> {
         let phase = pod.and_then(|p| p.status.as_ref()).and_then(|s| s.phase.as_deref());
         matches!(phase, Some("Succeeded" | "Failed"))
     };
-    kube::runtime::wait::await_condition(pods.clone(), "visitor", ended).await?;
+    client::await_condition(pods.clone(), "visitor", ended).await;
     let log = pods.logs("visitor", &LogParams::default()).await?;
     let pod = pods.get("visitor").await?;
     pods.delete("visitor", &DeleteParams::default()).await?;
@@ -150,7 +148,7 @@ async fn visit(pods: &Api<Pod>) -> anyhow::Result<String> {
 
 fn deployment() -> serde_json::Result<Deployment> {
     let field = |path: &str| json!({ "fieldRef": { "fieldPath": path } });
-    serde_json::from_value(json!({
+    Deployment::deserialize(&json!({
         "metadata": { "name": "hello", "labels": { "app": "hello" } },
         "spec": {
             "replicas": REPLICAS,
@@ -172,7 +170,7 @@ fn deployment() -> serde_json::Result<Deployment> {
 }
 
 fn service() -> serde_json::Result<Service> {
-    serde_json::from_value(json!({
+    Service::deserialize(&json!({
         "metadata": { "name": "hello", "labels": { "app": "hello" } },
         "spec": { "selector": { "app": "hello" }, "ports": [{ "port": 80, "targetPort": image::PORT }] },
     }))

@@ -11,7 +11,6 @@ use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::Api;
 use kube::api::PostParams;
-use kube::runtime::wait::await_condition;
 use resources::volumes::{self, NO_PROVISIONER, SELECTED_NODE, Search, annotation};
 
 use crate::framework::{ClusterEvent, Filter, Filtered, Plugin, PreBind, PreFilter, Refusal};
@@ -264,8 +263,7 @@ async fn bound(api: &Api<PersistentVolumeClaim>, name: &str) -> anyhow::Result<(
                 || volumes::volume_name(claim).is_empty() && given_back(claim)
         })
     };
-    let claim = await_condition(api.clone(), name, settled).await.context("binding volumes")?;
-    match claim {
+    match client::await_condition(api.clone(), name, settled).await {
         Some(claim) if volumes::is_fully_bound(&claim) => Ok(()),
         Some(claim) if claim.metadata.deletion_timestamp.is_none() => {
             anyhow::bail!("binding volumes: provisioning failed for PVC {name:?}")

@@ -18,8 +18,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::kubelet::ENDS;
 use super::{Run, Scenario, survives};
-use crate::{Handy as _, until_get};
 use crate::nodes::{beat, keeper, taints};
+use crate::{Handy as _, until_get};
 
 pub const SCENARIOS: &[Scenario] =
     &[GARBAGE, NAMESPACE, PUBLISHED, QUOTA, BUDGET, NODES, RETURN, POD_GC, THRESHOLD, TTL, AGGREGATION, SIGNING];
