@@ -13,10 +13,12 @@ mod config;
 mod hello;
 mod kubeconfig;
 mod logging;
-mod memory;
 mod sandbox;
 
 use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     if let Some(never) = runtime::entrypoint(std::env::args_os()) {
@@ -24,7 +26,6 @@ fn main() -> ExitCode {
     }
     // What containers find must not depend on the caller's habits; secrets are made with modes of their own.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
-    memory::configure();
     let arguments = match cli::parse() {
         Ok(arguments) => arguments,
         Err(error) => error.exit(),

@@ -20,7 +20,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{NetworkOptions, NodeOptions};
-use crate::{kubeconfig, memory};
+use crate::kubeconfig;
 
 /// The API's port on the node's own address.
 pub const IN_CLUSTER_API_PORT: u16 = 6443;
@@ -61,7 +61,6 @@ pub async fn run(config: Config, listeners: Vec<TcpListener>, progress: &Progres
         tokio::pin!(running);
         tokio::select! {
             result = &mut running => result,
-            never = memory::give_back() => match never {},
             _ = terminate.recv() => { shutdown.cancel(); running.await }
             _ = interrupt.recv() => { shutdown.cancel(); running.await }
         }

@@ -13,7 +13,7 @@ use super::preflight;
 use super::server::{default_route_address, node_name};
 use crate::cli::{Component, Kubelet, Proxy};
 use crate::cluster::node;
-use crate::{logging, memory};
+use crate::logging;
 
 pub fn scheduler(options: Component, verbose: u8) -> anyhow::Result<()> {
     logging::to_stderr(verbose.max(1));
@@ -84,7 +84,6 @@ fn until_signal(work: impl AsyncFnOnce(CancellationToken) -> anyhow::Result<()>)
         tokio::pin!(running);
         tokio::select! {
             result = &mut running => result,
-            never = memory::give_back() => match never {},
             _ = terminate.recv() => { shutdown.cancel(); running.await }
             _ = interrupt.recv() => { shutdown.cancel(); running.await }
         }
