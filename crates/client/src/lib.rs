@@ -5,6 +5,7 @@
 pub mod election;
 pub mod events;
 pub mod informer;
+mod managed_fields;
 pub mod reference;
 mod reflector;
 mod service_accounts;

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::ErrorExt as _;
 use crate::informer::{Object, Shared};
+use crate::managed_fields;
 
 pub(crate) struct Reflector<K: Object> {
     pub(crate) api: Api<K>,
@@ -162,7 +163,7 @@ impl<K: Object> Reflector<K> {
     }
 
     fn decode(&self, item: &str) -> Option<K> {
-        let mut object: K = serde_json::from_str(item)
+        let mut object: K = serde_json::from_str(&managed_fields::cut(item))
             .inspect_err(|error| {
                 let resource = self.api.resource_url();
                 tracing::warn!(resource, %error, "skipped an object that does not decode");

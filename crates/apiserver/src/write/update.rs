@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use machinery::{
+    field::ErrorList,
     meta,
     status::{ApiError, Result},
 };
@@ -61,7 +62,7 @@ impl Writer {
         attempt: usize,
     ) -> Result<Option<Bytes>> {
         let resource = write.resource;
-        let old = load(resource, current);
+        let mut old = load(resource, current);
         let mut new = source(Some(&old))?;
         strategy::match_request(write.facts(), &mut new, write.namespace, Some(write.name))?;
         write.warn(strategy::distinct_owners(&mut new));
@@ -77,16 +78,12 @@ impl Writer {
             "" => self.allocators.plan(write.facts(), new, Some(&old), attempt).await?,
             _ => Default::default(),
         };
-        let errors = match write.subresource {
-            "" | "scale" => resource.validate_update(new, &old),
-            "status" => resource.validate_status_update(new, &old),
-            other => resource.validate_subresource_update(other, new, &old),
-        };
+        let (errors, warnings) = judge(write, new, &mut old);
         write.valid(new, errors)?;
         self.admission.validate(&request).await?;
         write.warn(std::mem::take(&mut request.warnings));
         let Some(mut new) = request.object else { return Err(ApiError::internal("admission removed the object")) };
-        write.warn(resource.warnings(&new, Some(&old)));
+        write.warn(warnings);
         meta::set_resource_version(&mut new, &current.revision.to_string());
         machinery::apply::keep_times(&old, &mut new);
 
@@ -120,6 +117,25 @@ impl Writer {
             _ => Ok(None),
         }
     }
+}
+
+/// What the kind finds wrong, and what it warns of. No kind looks at the managed fields, and to decode them would be half
+/// of the work.
+fn judge(write: &Write<'_>, new: &mut Value, old: &mut Value) -> (ErrorList, Vec<String>) {
+    let managers = [&mut *new, &mut *old].map(|object| meta::metadata_mut(object).remove("managedFields"));
+    let errors = match write.subresource {
+        "" | "scale" => write.resource.validate_update(new, old),
+        "status" => write.resource.validate_status_update(new, old),
+        other => write.resource.validate_subresource_update(other, new, old),
+    };
+    let warnings = match write.subresource {
+        "" | "scale" => write.resource.warnings(new, Some(old)),
+        _ => Vec::new(),
+    };
+    for (object, managers) in [new, old].into_iter().zip(managers) {
+        meta::set(object, "managedFields", managers);
+    }
+    (errors, warnings)
 }
 
 impl Writer {

@@ -277,7 +277,7 @@ fn ending(name: &str) -> Value {
 
 /// Somewhere a pod ends, again and again: the newest, which is the one to be kept.
 async fn finishing(client: Client) {
-    Api::all(client.clone()).make::<Namespace>(json!({"metadata": {"name": "beside"}})).await;
+    Api::<Namespace>::all(client.clone()).make(json!({"metadata": {"name": "beside"}})).await;
     let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "beside");
     until_get("an account for pods", &accounts, "default", |_| true).await;
     let pods: Api<Pod> = Api::namespaced(client, "beside");
