@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use client::Client;
 use futures::FutureExt as _;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::batch::v1::Job;
@@ -14,15 +13,14 @@ use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::Api;
 use kube::api::{DeleteParams, Patch};
 use serde_json::{Value, json};
-use tokio_util::task::AbortOnDropHandle;
 
 use super::kubelet::ENDS;
 use super::{Run, Scenario, survives};
+use crate::Handy as _;
 use crate::nodes::{beat, keeper, taints};
-use crate::{Handy as _, until_get};
 
 pub const SCENARIOS: &[Scenario] =
-    &[GARBAGE, NAMESPACE, PUBLISHED, QUOTA, BUDGET, NODES, RETURN, POD_GC, THRESHOLD, TTL, AGGREGATION, SIGNING];
+    &[GARBAGE, NAMESPACE, PUBLISHED, QUOTA, BUDGET, NODES, RETURN, POD_GC, TTL, AGGREGATION, SIGNING];
 
 const GARBAGE: Scenario = Scenario::of(&["generic-garbage-collector"], |run| garbage(run).boxed());
 const NAMESPACE: Scenario = Scenario::of(&["namespace-controller"], |run| namespace(run).boxed());
@@ -44,11 +42,6 @@ const RETURN: Scenario = Scenario {
 const POD_GC: Scenario = Scenario {
     configure: |config| config.missing_node_quarantine = Duration::ZERO,
     ..Scenario::of(&["pod-garbage-collector"], |run| pod_gc(run).boxed())
-};
-const THRESHOLD: Scenario = Scenario {
-    configure: |config| config.terminated_pod_threshold = 1,
-    beside: Some(|client| AbortOnDropHandle::new(tokio::spawn(finishing(client)))),
-    ..Scenario::of(&["pod-garbage-collector"], |run| finished(run).boxed())
 };
 const TTL: Scenario = Scenario {
     helpers: &["job-controller", "generic-garbage-collector"],
@@ -95,11 +88,6 @@ async fn killed_node_controllers_give_each_node_its_due() {
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_node_controllers_take_a_node_back() {
     survives(RETURN).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_killed_pod_collector_makes_room() {
-    survives(THRESHOLD).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -267,31 +255,6 @@ async fn comes_back(run: Run) {
     tokio::spawn(async move { beat(nodes, &node).await });
     run.until_key::<Node>(&name, |node| taints(node).is_empty()).await;
     run.until_get::<Pod>("patient", |pod| pod.metadata.deletion_timestamp.is_none()).await;
-}
-
-fn ending(name: &str) -> Value {
-    let mut ending = pod(name);
-    ending["metadata"]["annotations"] = json!({ENDS: "Succeeded"});
-    ending
-}
-
-/// Somewhere a pod ends, again and again: the newest, which is the one to be kept.
-async fn finishing(client: Client) {
-    Api::<Namespace>::all(client.clone()).make(json!({"metadata": {"name": "beside"}})).await;
-    let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), "beside");
-    until_get("an account for pods", &accounts, "default", |_| true).await;
-    let pods: Api<Pod> = Api::namespaced(client, "beside");
-    for number in 0.. {
-        pods.make(ending(&format!("newest-{number}"))).await;
-        tokio::time::sleep(Duration::from_millis(500)).await;
-    }
-}
-
-async fn finished(run: Run) {
-    run.make::<Pod>(ending("a")).await;
-    run.make::<Pod>(ending("b")).await;
-    run.until_gone::<Pod>("a").await;
-    run.until_gone::<Pod>("b").await;
 }
 
 async fn pod_gc(run: Run) {
