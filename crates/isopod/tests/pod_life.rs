@@ -268,6 +268,7 @@ fn deadlines(cluster: &Cluster, namespace: &str) {
     }
     create(cluster, namespace, "limited", json!({"containers": [shell("main", "sleep 100000", json!({}))]}));
     wait(cluster, namespace, "limited", |pod| first_status(pod)["ready"] == true);
+    assert!(is_known(cluster, namespace, "pods") && is_known(cluster, namespace, "runningpods"));
     cluster.run(&patch(namespace, &spec(2)));
     let ended = wait(cluster, namespace, "limited", phase("Failed"));
     let message = "Pod was active on the node longer than the specified deadline";
@@ -277,6 +278,16 @@ fn deadlines(cluster: &Cluster, namespace: &str) {
     );
     let more = cluster.refuse(&patch(namespace, &spec(9)));
     assert!(more.contains("must be less than or equal to previous value"), "{more}");
+    assert!(is_known(cluster, namespace, "pods") && !is_known(cluster, namespace, "runningpods"));
+}
+
+/// Whether the kubelet lists the pod `limited` of a namespace.
+fn is_known(cluster: &Cluster, namespace: &str, list: &str) -> bool {
+    let node = cluster.get(&["nodes"])["items"][0]["metadata"]["name"].as_str().unwrap().to_owned();
+    let answer = cluster.run(&["get", "--raw", &format!("/api/v1/nodes/{node}/proxy/{list}/")]);
+    let pods: Value = serde_json::from_str(&answer).unwrap();
+    let mut metadata = pods["items"].as_array().unwrap().iter().map(|pod| &pod["metadata"]);
+    metadata.any(|metadata| metadata["namespace"] == namespace && metadata["name"] == "limited")
 }
 
 /// A new image takes effect at once.

@@ -22,7 +22,7 @@ use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{any, delete, get};
 use http::StatusCode;
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, PodStatus};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -121,7 +121,7 @@ fn router(pods: Arc<Pods>) -> Router {
         .route("/healthz/{check}", get(|| async { "ok" }))
         .route("/pods", get(list_pods))
         .route("/pods/", get(list_pods))
-        .route("/runningpods/", get(list_pods))
+        .route("/runningpods/", get(list_running_pods))
         .route("/configz", get(configz))
         .route("/metrics", get(metrics::kubelet))
         .route("/metrics/resource", get(metrics::resource))
@@ -174,9 +174,23 @@ impl Place {
 }
 
 async fn list_pods(State(pods): State<Arc<Pods>>) -> Json<Value> {
+    list(&pods, |_| true)
+}
+
+/// Those of which a container runs.
+async fn list_running_pods(State(pods): State<Arc<Pods>>) -> Json<Value> {
+    list(&pods, |status| {
+        let containers = [&status.init_container_statuses, &status.container_statuses];
+        let mut states = containers.into_iter().flatten().flatten().filter_map(|container| container.state.as_ref());
+        states.any(|state| state.running.is_some())
+    })
+}
+
+fn list(pods: &Pods, chosen: impl Fn(&PodStatus) -> bool) -> Json<Value> {
     let items: Vec<Value> = pods
         .statuses()
         .into_iter()
+        .filter(|(_, status)| chosen(status))
         .filter_map(|(pod, status)| {
             let mut pod = serde_json::to_value(&*pod).ok()?;
             pod["status"] = serde_json::to_value(status).ok()?;
