@@ -290,7 +290,8 @@ fn a_crashing_version_stops_at_the_bound_and_is_undone() {
 
 /// Pods are killed and deleted while versions change. Then pods may be missing through no fault of the controllers;
 /// theirs is every other loss: whenever they end an available pod, enough remain, where those count as remaining that
-/// we took and of which the deployment controller could not know when it decided (see [`Blame`]).
+/// we took and of which the deployment controller could not know when it decided, and those that it had given up as
+/// unavailable (see [`Blame`]).
 #[test]
 fn failures_amid_rollouts_are_made_no_worse() {
     let (cluster, api) = start();
@@ -359,10 +360,14 @@ fn blame(events: &[Event], killed: &BTreeSet<String>, deleted: &BTreeSet<String>
             || format!("at {} ({lost}): {}\nkilled {killed:?}, deleted {deleted:?}", event.version, world.describe());
         assert!(active <= MAXIMUM, "too many pods {}", text());
         assert!(world.sizes.values().sum::<u64>() as usize <= MAXIMUM, "too large {}", text());
-        if event.kind != "Pod" || world.available() >= before {
+        if event.kind != "Pod" || world.available() == before {
             continue;
         }
         let set = event.object["metadata"]["ownerReferences"][0]["name"].as_str().expect("pods have an owner");
+        if world.available() > before {
+            blame.recover(set);
+            continue;
+        }
         if deleted.contains(&lost) || self::active(&event.object) && killed.contains(&lost) {
             blame.lose(set);
         } else {
@@ -385,8 +390,10 @@ struct Blame {
     /// By set: losses that the set's status does not tell, and those that the deployment has not looked at.
     untold: BTreeMap<String, usize>,
     unseen: BTreeMap<String, usize>,
-    /// By set: what was unknown when it was last made smaller, and what was lost since.
+    /// By set: what was unknown when it was last made smaller, and what was lost since or became available too late.
     excused: BTreeMap<String, usize>,
+    /// By set: pods that it was made smaller by because they were not available.
+    given_up: BTreeMap<String, usize>,
     sets: BTreeMap<String, (u64, u64)>,
 }
 
@@ -409,7 +416,17 @@ impl Blame {
             *self.unseen.entry(set.clone()).or_default() += told;
         }
         if now.0 < before.0 {
+            let unavailable = before.0.saturating_sub(now.1);
+            self.given_up.insert(set.clone(), unavailable.min(before.0 - now.0) as usize);
             self.excused.insert(set, self.untold.values().chain(self.unseen.values()).sum());
+        }
+    }
+
+    /// A pod became available, maybe after the controller had given it up.
+    fn recover(&mut self, set: &str) {
+        if let Some(given_up) = self.given_up.get_mut(set).filter(|given_up| **given_up > 0) {
+            *given_up -= 1;
+            *self.excused.entry(set.to_owned()).or_default() += 1;
         }
     }
 
