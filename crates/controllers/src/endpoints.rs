@@ -74,16 +74,25 @@ impl Controller for EndpointsController {
             return Ok(Requeue::Never);
         }
         annotate(&mut wanted.metadata, triggered);
-        let (outcome, reason) = match &found {
-            Some(_) => (api.replace(name, &PostParams::default(), &wanted).await, "FailedToUpdateEndpoint"),
-            None => (api.create(&PostParams::default(), &wanted).await, "FailedToCreateEndpoint"),
+        let (outcome, reason, failed) = match &found {
+            Some(_) => {
+                let outcome = api.replace(name, &PostParams::default(), &wanted).await;
+                (outcome, "FailedToUpdateEndpoint", "Failed to update endpoint")
+            }
+            None => {
+                let outcome = api.create(&PostParams::default(), &wanted).await;
+                (outcome, "FailedToCreateEndpoint", "Failed to create endpoint for service")
+            }
         };
         match outcome {
             Ok(_) => Ok(Requeue::Never),
             Err(error) if is_namespace_terminating(&error) => Ok(Requeue::Never),
             Err(error) => {
-                let text = format!("Failed to write endpoint {key}: {}", message(&error));
-                self.events.event(service.as_ref(), EventType::Warning, reason, text);
+                // The cache is behind what was written a moment ago: no news for the user.
+                if !error.is_conflict() && !error.is_already_exists() {
+                    let text = format!("{failed} {key}: {}", message(&error));
+                    self.events.event(service.as_ref(), EventType::Warning, reason, text);
+                }
                 Err(error).context("write the endpoints")
             }
         }
