@@ -2,8 +2,9 @@
 //! proxy subresources at pods, services and nodes.
 //!
 //! Bodies stream and upgraded connections are tunnelled as bytes, so WebSocket and SPDY need no
-//! understanding here; only logs, which kubelets do not upgrade, become messages on the way. [`Dialer`] says how an address is reached: in `isopod up` the way leads
-//! through the node's network namespace.
+//! understanding here; only logs, which kubelets do not upgrade, become messages on the way.
+//! [`Dialer`] says how an address is reached: in `isopod up` the way leads through the node's network
+//! namespace.
 
 mod forward;
 mod options;
