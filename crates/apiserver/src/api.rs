@@ -26,6 +26,7 @@ use crate::{
     request::{Query, RequestInfo},
     respond::{self, Answered},
     subresources,
+    upgrade::websocket,
     write::{Warnings, Writer},
 };
 
@@ -214,10 +215,10 @@ impl Context {
         if !facts.stored() && facts.allows(Verb::Create) {
             return subresources::post(self, resource, read_body(body).await?).await;
         }
-        self.verb(resource, body).await
+        self.verb(resource, Request::from_parts(parts, body)).await
     }
 
-    async fn verb(&self, resource: &'static dyn Resource, body: Body) -> Result<Answered> {
+    async fn verb(&self, resource: &'static dyn Resource, request: Request<Body>) -> Result<Answered> {
         let (facts, info) = (resource.facts(), &self.info);
         if !facts.verbs.iter().any(|verb| verb.as_str() == info.verb) {
             return Err(ApiError::method_not_allowed());
@@ -231,10 +232,13 @@ impl Context {
         if !facts.stored() {
             return components::serve(self, resource).await;
         }
+        if info.verb == "watch" {
+            return self.watch(resource, request).await;
+        }
+        let body = request.into_body();
         match info.verb.as_str() {
             "get" => read::get(self, resource).await,
             "list" => read::list(self, resource).await,
-            "watch" => read::watch(self, resource).await,
             "create" => edit::create(self, resource, read_body(body).await?).await,
             "update" => edit::update(self, resource, "", read_body(body).await?).await,
             "patch" => edit::patch(self, resource, "", read_body(body).await?).await,
@@ -242,6 +246,15 @@ impl Context {
             "deletecollection" => edit::delete_collection(self, resource, read_body(body).await?).await,
             _ => Err(ApiError::method_not_allowed()),
         }
+    }
+
+    async fn watch(&self, resource: &'static dyn Resource, mut request: Request<Body>) -> Result<Answered> {
+        let messages = websocket::watcher(&mut request, self.answer.format)?;
+        let events = read::watch(self, resource).await?;
+        Ok(match messages {
+            Some(reader) => reader.serve(events.into_body()),
+            None => events,
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 //! proxy subresources at pods, services and nodes.
 //!
 //! Bodies stream and upgraded connections are tunnelled as bytes, so WebSocket and SPDY need no
-//! understanding here; only logs, which kubelets do not upgrade, become messages on the way.
+//! understanding here; only logs, which kubelets do not upgrade, become messages on the way, as watches do.
 //! [`Dialer`] says how an address is reached: in `isopod up` the way leads through the node's network
 //! namespace.
 
@@ -10,7 +10,7 @@ mod forward;
 mod options;
 mod page;
 mod target;
-mod websocket;
+pub mod websocket;
 
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
-//! An answer as WebSocket messages, for clients that cannot read a stream as it comes: browsers, and logs.
+//! An answer as WebSocket messages, for clients that cannot read a stream as it comes: logs and watches of browsers.
 //!
-//! Each piece of the body is one message; what the client sends means nothing. A refusal never gets here:
-//! it stays an HTTP answer, which tells more than a closed socket.
+//! Each piece of a log and each event of a watch is one message; what the client sends means nothing. A refusal never
+//! gets here: it stays an HTTP answer, which tells more than a closed socket.
 
 use std::time::Duration;
 
@@ -20,15 +20,19 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::{self, Message, protocol::Role};
 
 use crate::authn::WEBSOCKET_TOKEN;
+use crate::negotiate::Format;
 
-type Encode = fn(Bytes) -> Message;
+/// What a piece of the body is to the client.
+type Encode = fn(Bytes) -> Vec<Message>;
 
-/// How messages are written, by protocol; clients that name none get the first.
+/// How logs are written, by protocol; clients that name none get the first.
 const PROTOCOLS: [(&str, Encode); 3] = [
-    ("", Message::Binary),
-    ("binary.k8s.io", Message::Binary),
-    ("base64.binary.k8s.io", |data| Message::text(STANDARD.encode(data))),
+    ("", |data| vec![Message::Binary(data)]),
+    ("binary.k8s.io", |data| vec![Message::Binary(data)]),
+    ("base64.binary.k8s.io", |data| vec![Message::text(STANDARD.encode(data))]),
 ];
+/// Of a watch frame in protobuf: the length of what follows.
+const PREFIX: usize = 4;
 /// The client may take this long to say goodbye.
 const LINGER: Duration = Duration::from_secs(5);
 
@@ -39,8 +43,52 @@ pub struct Reader {
     encode: Encode,
 }
 
-/// Takes the upgrade out of a request that asks for one; what is left asks for a plain answer.
+/// Takes the upgrade out of a request for a log; what is left asks for a plain answer.
 pub fn reader(request: &mut Request<Body>) -> Result<Option<Reader>> {
+    take(request, |wanted| {
+        let names = if wanted.is_empty() { &[""] } else { wanted };
+        let spoken = |name: &&str| PROTOCOLS.into_iter().find(|(protocol, _)| protocol == name);
+        let (protocol, encode) = names.iter().find_map(spoken).ok_or_else(|| {
+            let text = format!(
+                "requested protocol(s) are not supported: [{}]; supports [binary.k8s.io base64.binary.k8s.io]",
+                names.join(" ")
+            );
+            ApiError::new(403, "Forbidden", text)
+        })?;
+        Ok((protocol.to_owned(), encode))
+    })
+}
+
+/// Takes the upgrade out of a request for a watch. Its messages are what `Accept` asks for, whatever protocol the client
+/// names, as upstream.
+pub fn watcher(request: &mut Request<Body>, format: Format) -> Result<Option<Reader>> {
+    let encode: Encode = if format == Format::Protobuf { frames } else { lines };
+    take(request, |wanted| match wanted {
+        [] => Ok((String::new(), encode)),
+        [protocol] => Ok(((*protocol).to_owned(), encode)),
+        _ => Err(ApiError::bad_request("a watch takes one WebSocket protocol")),
+    })
+}
+
+/// JSON events end with a newline and have no other.
+fn lines(data: Bytes) -> Vec<Message> {
+    let text = String::from_utf8_lossy(&data);
+    text.split_inclusive('\n').map(Message::text).collect()
+}
+
+fn frames(mut data: Bytes) -> Vec<Message> {
+    let mut messages = Vec::new();
+    while let Some(length) = data.first_chunk::<PREFIX>().map(|prefix| u32::from_be_bytes(*prefix) as usize) {
+        let frame = data.split_to((PREFIX + length).min(data.len()));
+        messages.push(Message::Binary(frame.slice(PREFIX..)));
+    }
+    messages
+}
+
+fn take(
+    request: &mut Request<Body>,
+    negotiate: impl FnOnce(&[&str]) -> Result<(String, Encode)>,
+) -> Result<Option<Reader>> {
     let is_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
     if !super::is_upgrade(request) || !request.headers().get(UPGRADE).is_some_and(is_websocket) {
         return Ok(None);
@@ -48,7 +96,7 @@ pub fn reader(request: &mut Request<Body>) -> Result<Option<Reader>> {
     let client = hyper::upgrade::on(&mut *request);
     let headers = request.headers_mut();
     let key = headers.remove(SEC_WEBSOCKET_KEY).ok_or_else(|| ApiError::bad_request("missing Sec-WebSocket-Key"))?;
-    let (protocol, encode) = negotiate(headers)?;
+    let (protocol, encode) = negotiate(&wanted(headers))?;
     for name in [CONNECTION, UPGRADE, SEC_WEBSOCKET_PROTOCOL] {
         headers.remove(name);
     }
@@ -58,28 +106,17 @@ pub fn reader(request: &mut Request<Body>) -> Result<Option<Reader>> {
     if let Ok(accept) = derive_accept_key(key.as_bytes()).parse() {
         answer.insert(SEC_WEBSOCKET_ACCEPT, accept);
     }
-    if !protocol.is_empty() {
-        answer.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(protocol));
+    if let Some(protocol) = protocol.parse().ok().filter(|_| !protocol.is_empty()) {
+        answer.insert(SEC_WEBSOCKET_PROTOCOL, protocol);
     }
     Ok(Some(Reader { client, answer, encode }))
 }
 
-/// The client's first protocol that we speak.
-fn negotiate(headers: &HeaderMap) -> Result<(&'static str, Encode)> {
+/// The protocols that the client names, but for the one that carries its token.
+fn wanted(headers: &HeaderMap) -> Vec<&str> {
     let values = headers.get_all(SEC_WEBSOCKET_PROTOCOL).into_iter().filter_map(|value| value.to_str().ok());
     let words = values.flat_map(|value| value.split(',')).map(str::trim);
-    let mut wanted: Vec<&str> = words.filter(|word| !word.starts_with(WEBSOCKET_TOKEN)).collect();
-    if wanted.is_empty() {
-        wanted.push("");
-    }
-    let spoken = |name: &&str| PROTOCOLS.into_iter().find(|(protocol, _)| protocol == name);
-    wanted.iter().find_map(spoken).ok_or_else(|| {
-        let text = format!(
-            "requested protocol(s) are not supported: [{}]; supports [binary.k8s.io base64.binary.k8s.io]",
-            wanted.join(" ")
-        );
-        ApiError::new(403, "Forbidden", text)
-    })
+    words.filter(|word| !word.is_empty() && !word.starts_with(WEBSOCKET_TOKEN)).collect()
 }
 
 impl Reader {
@@ -108,7 +145,9 @@ where
     let writing = async {
         let mut pieces = body.into_data_stream();
         while let Some(Ok(piece)) = pieces.next().await {
-            sink.send(encode(piece)).await?;
+            for message in encode(piece) {
+                sink.send(message).await?;
+            }
         }
         sink.send(Message::Close(None)).await
     };

@@ -1,9 +1,11 @@
 //! Creating objects.
 
 use machinery::{
+    field::ErrorList,
     meta, names,
     status::{ApiError, Result},
 };
+use resources::Resource;
 use serde_json::Value;
 
 use super::{Write, Writer, Written, complete};
@@ -64,11 +66,12 @@ impl Writer {
         for draw in 0..DRAWS {
             let object = request.object.insert(prepared.clone());
             let claims = self.allocators.plan(write.facts(), object, None, draw).await?;
-            write.valid(object, resource.validate(object))?;
+            let (errors, warnings) = judge(resource, object);
+            write.valid(object, errors)?;
             self.admission.validate(&request).await?;
             write.warn(std::mem::take(&mut request.warnings));
+            write.warn(warnings);
             let Some(object) = &request.object else { break };
-            write.warn(resource.warnings(object, None));
             if write.dry_run {
                 self.must_be_absent(write, object).await?;
                 return Ok(Written { json: entry::encode(object).into(), created: true });
@@ -109,4 +112,12 @@ impl Writer {
         }
         if meta::generate_name(object).is_empty() { error } else { error.with_retry_after(1) }
     }
+}
+
+/// What the kind finds wrong, and what it warns of: as for updates, without the managed fields.
+fn judge(resource: &dyn Resource, object: &mut Value) -> (ErrorList, Vec<String>) {
+    let managers = meta::metadata_mut(object).remove("managedFields");
+    let judged = (resource.validate(object), resource.warnings(object, None));
+    meta::set(object, "managedFields", managers);
+    judged
 }

@@ -2,8 +2,10 @@
 
 use super::*;
 
+use futures::StreamExt;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
+use tokio_tungstenite::tungstenite::{self, Message, client::IntoClientRequest};
 use tokio_util::sync::CancellationToken;
 
 /// A TLS connection with a client certificate, if any, speaking `protocol`.
@@ -77,4 +79,61 @@ async fn certificates_identify_over_both_protocols() {
     tokio::time::timeout(PATIENCE, shutdown).await.unwrap();
     tokio::time::timeout(PATIENCE, serving).await.expect("serving ends").unwrap().unwrap();
     driver.abort();
+}
+
+/// Asks for a watch over a WebSocket, with an `Accept` header and protocols of its own.
+async fn socket(
+    cluster: &Cluster,
+    address: std::net::SocketAddr,
+    user: Option<(&str, &[&str])>,
+    [accept, protocols, query]: [&str; 3],
+) -> tungstenite::Result<(impl futures::Stream<Item = tungstenite::Result<Message>> + Unpin, String)> {
+    let stream = connect(cluster, address, user, "http/1.1").await;
+    let mut request = format!("wss://localhost{MAPS}?watch=1&{query}").into_client_request().unwrap();
+    request.headers_mut().insert(header::ACCEPT, accept.parse().unwrap());
+    if !protocols.is_empty() {
+        request.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, protocols.parse().unwrap());
+    }
+    let (socket, answer) = tokio_tungstenite::client_async(request, stream).await?;
+    let protocol = answer.headers().get(header::SEC_WEBSOCKET_PROTOCOL);
+    Ok((socket, protocol.map(|value| value.to_str().unwrap().to_owned()).unwrap_or_default()))
+}
+
+#[tokio::test]
+async fn browsers_watch_over_websockets() {
+    let cluster = Cluster::start().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = cluster.server.clone();
+    tokio::spawn(async move { server.serve(listener, CancellationToken::new()).await });
+    for name in ["a", "b"] {
+        cluster.create(MAPS, config_map(name)).await;
+    }
+    let admin: Option<(&str, &[&str])> = Some(("admin", &["system:masters"]));
+    let next = async |socket: &mut (dyn futures::Stream<Item = tungstenite::Result<Message>> + Unpin)| {
+        tokio::time::timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap()
+    };
+    // Each event is a message, those that were there already and those that come.
+    let asked = ["application/json", "base64.binary.k8s.io", "timeoutSeconds=600"];
+    let (mut json, protocol) = socket(&cluster, address, admin, asked).await.unwrap();
+    assert_eq!(protocol, "base64.binary.k8s.io");
+    cluster.call("DELETE", &format!("{MAPS}/a"), &Value::Null).await.expect(200);
+    for want in ["ADDED a", "ADDED b", "DELETED a"] {
+        let Message::Text(message) = next(&mut json).await else { panic!("JSON is text") };
+        let event: Value = serde_json::from_str(&message).unwrap();
+        assert_eq!(format!("{} {}", text(&event["type"]), text(&event["object"]["metadata"]["name"])), want);
+    }
+    // A WatchEvent in protobuf begins with its first field's tag, not with the length that a stream needs.
+    let asked = ["application/vnd.kubernetes.protobuf", "", "timeoutSeconds=1"];
+    let (mut binary, protocol) = socket(&cluster, address, admin, asked).await.unwrap();
+    assert_eq!(protocol, "");
+    let Message::Binary(message) = next(&mut binary).await else { panic!("protobuf is binary") };
+    assert!(message.starts_with(b"\x0a\x05ADDED"), "{message:?}");
+    assert!(matches!(next(&mut binary).await, Message::Close(_)), "the watch's time is over");
+    // Refusals stay HTTP.
+    let refused = socket(&cluster, address, None, ["*/*", "", ""]).await.map(drop);
+    assert!(matches!(&refused, Err(tungstenite::Error::Http(answer)) if answer.status() == 403), "{refused:?}");
+    let refused = socket(&cluster, address, admin, ["*/*", "a, b", ""]).await.map(drop);
+    assert!(matches!(&refused, Err(tungstenite::Error::Http(answer)) if answer.status() == 400), "{refused:?}");
+    cluster.server.shutdown().await;
 }

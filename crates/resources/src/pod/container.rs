@@ -109,7 +109,7 @@ impl Pod<'_> {
             &["FallbackToLogsOnError", "File"],
         );
         self.ports(container.ports.as_ref(), &path.child("ports"), errors);
-        env::validate(container, path, errors);
+        env::validate(container, self.volumes, path, errors);
         self.mounts(container, &path.child("volumeMounts"), errors);
         self.devices(container.volume_devices.as_ref(), &path.child("volumeDevices"), errors);
         errors.one_of(&path.child("imagePullPolicy"), container.image_pull_policy.as_deref(), PULL_POLICIES);
@@ -296,7 +296,7 @@ impl Pod<'_> {
                 _ if device.name.is_empty() => errors.required(&at.child("name"), ""),
                 None => errors.not_found(&at.child("name"), &device.name),
                 Some(VolumeKind::Claim) => {}
-                Some(VolumeKind::Other) => {
+                Some(VolumeKind::EmptyDir | VolumeKind::Other) => {
                     let detail = "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode";
                     errors.invalid(&at.child("name"), &device.name, detail);
                 }

@@ -19,10 +19,11 @@ use crate::kinds::core::persistent_volume_claim;
 use crate::validate::quantity;
 use crate::validate::{Errors, indexed, text};
 
-/// Whether a volume may be used as a block device.
+/// What a volume may be used for besides a mount: a claim as a block device, an empty directory as a source of variables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum VolumeKind {
     Claim,
+    EmptyDir,
     Other,
 }
 
@@ -76,7 +77,11 @@ pub fn validate<'a>(volumes: Option<&'a Vec<Volume>>, path: &Path, errors: &mut 
         }
         if errors.len() == before {
             let claim = volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some();
-            let kind = if claim { VolumeKind::Claim } else { VolumeKind::Other };
+            let kind = match volume.empty_dir {
+                _ if claim => VolumeKind::Claim,
+                Some(_) => VolumeKind::EmptyDir,
+                None => VolumeKind::Other,
+            };
             known.insert(volume.name.as_str(), kind);
         }
     }

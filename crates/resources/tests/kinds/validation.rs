@@ -29,6 +29,10 @@ fn pods() {
         json!({"spec": {"containers": [container]}})
     };
     let mount = |name: &str, path: &str| container(json!({"volumeMounts": [{"name": name, "mountPath": path}]}));
+    let file_key = |volume: &str, path: &str| {
+        let key = json!({"volumeName": volume, "path": path, "key": "k"});
+        json!({"env": [{"name": "a", "valueFrom": {"fileKeyRef": key}}]})
+    };
     let table: Vec<(Value, &str)> = vec![
         (json!({"spec": {"containers": []}}), "spec.containers: Required value"),
         (container(json!({"name": ""})), "spec.containers[0].name: Required value"),
@@ -66,6 +70,24 @@ fn pods() {
                 json!({"env": [{"name": "a", "value": "b", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "d"}}}]}),
             ),
             r#"spec.containers[0].env[0].valueFrom: Invalid value: "": may not be specified when `value` is not empty"#,
+        ),
+        (
+            container(file_key("none", "f")),
+            r#"spec.containers[0].env[0].valueFrom.fileKeyRef.volumeName: Not found: "none""#,
+        ),
+        (
+            json!({"spec": {
+                "volumes": [{"name": "v", "configMap": {"name": "m"}}],
+                "containers": [{"name": "a", "image": "b", "env": file_key("v", "f")["env"]}],
+            }}),
+            r#"spec.containers[0].env[0].valueFrom.fileKeyRef.volumeName: Invalid value: "v": referenced volume must be of type emptyDir"#,
+        ),
+        (
+            json!({"spec": {
+                "volumes": [{"name": "v", "emptyDir": {}}],
+                "containers": [{"name": "a", "image": "b", "env": file_key("v", "../f")["env"]}],
+            }}),
+            r#"spec.containers[0].env[0].valueFrom.fileKeyRef.path: Invalid value: "../f": must not contain '..'"#,
         ),
         (
             container(json!({"env": [{"name": "a", "valueFrom": {"fieldRef": {"fieldPath": "spec.x"}}}]})),

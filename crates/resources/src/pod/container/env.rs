@@ -2,10 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, EnvVar, EnvVarSource, ObjectFieldSelector, ResourceFieldSelector};
+use k8s_openapi::api::core::v1::{
+    Container, EnvVar, EnvVarSource, FileKeySelector, ObjectFieldSelector, ResourceFieldSelector,
+};
 use machinery::field::Path;
 use machinery::names;
 
+use super::Volumes;
+use crate::pod::security;
+use crate::pod::volume::VolumeKind;
 use crate::validate::{Errors, indexed, text};
 
 const FIELDS: &[&str] = &[
@@ -29,7 +34,7 @@ const RESOURCES: &[&str] = &[
 ];
 const ONE_SOURCE: &str = "may not have more than one field specified at a time";
 
-pub fn validate(container: &Container, path: &Path, errors: &mut Errors) {
+pub fn validate(container: &Container, volumes: &Volumes<'_>, path: &Path, errors: &mut Errors) {
     for (at, variable) in indexed(container.env.as_ref(), &path.child("env")) {
         let name = at.child("name");
         if variable.name.is_empty() {
@@ -38,7 +43,7 @@ pub fn validate(container: &Container, path: &Path, errors: &mut Errors) {
             errors.all_invalid(&name, &variable.name, names::is_relaxed_env_var_name(&variable.name));
         }
         if let Some(source) = &variable.value_from {
-            value_from(variable, source, &at.child("valueFrom"), errors);
+            value_from(variable, source, volumes, &at.child("valueFrom"), errors);
         }
     }
     for (at, source) in indexed(container.env_from.as_ref(), &path.child("envFrom")) {
@@ -60,7 +65,7 @@ pub fn validate(container: &Container, path: &Path, errors: &mut Errors) {
     }
 }
 
-fn value_from(variable: &EnvVar, source: &EnvVarSource, path: &Path, errors: &mut Errors) {
+fn value_from(variable: &EnvVar, source: &EnvVarSource, volumes: &Volumes<'_>, path: &Path, errors: &mut Errors) {
     let mut count = 0;
     if let Some(field) = &source.field_ref {
         count += 1;
@@ -84,10 +89,7 @@ fn value_from(variable: &EnvVar, source: &EnvVarSource, path: &Path, errors: &mu
     }
     if let Some(file) = &source.file_key_ref {
         count += 1;
-        let at = path.child("fileKeyRef");
-        for (field, value) in [("volumeName", &file.volume_name), ("path", &file.path), ("key", &file.key)] {
-            errors.needed(&at.child(field), value);
-        }
+        file_key(file, volumes, &path.child("fileKeyRef"), errors);
     }
     match count {
         0 => errors.invalid(
@@ -100,6 +102,24 @@ fn value_from(variable: &EnvVar, source: &EnvVarSource, path: &Path, errors: &mu
         }
         1 => {}
         _ => errors.invalid(path, "", ONE_SOURCE),
+    }
+}
+
+/// A variable of a file that an init container leaves in an empty directory (KEP-3721).
+fn file_key(file: &FileKeySelector, volumes: &Volumes<'_>, path: &Path, errors: &mut Errors) {
+    let (volume, key) = (path.child("volumeName"), path.child("key"));
+    for (at, value) in [(&volume, &file.volume_name), (&path.child("path"), &file.path), (&key, &file.key)] {
+        errors.needed(at, value);
+    }
+    if !file.key.is_empty() {
+        errors.all_invalid(&key, &file.key, names::is_relaxed_env_var_name(&file.key));
+    }
+    security::descending(&file.path, &path.child("path"), errors);
+    match volumes.get(file.volume_name.as_str()) {
+        _ if file.volume_name.is_empty() => {}
+        Some(VolumeKind::EmptyDir) => {}
+        Some(_) => errors.invalid(&volume, &file.volume_name, "referenced volume must be of type emptyDir"),
+        None => errors.not_found(&volume, &file.volume_name),
     }
 }
 
