@@ -162,11 +162,15 @@ async fn a_container_with_a_terminal_takes_input_and_sizes() {
 async fn ports_are_those_of_the_pods_loopback() {
     let mut stack = Stack::start().await;
     let (pod, id) = sleeper(&mut stack, |config| {
-        config.command = command(&["sh", "-c", "while true; do nc -l -p 8080 -e cat; done"]);
+        let script = "while true; do echo bye | nc -l -p 8081; done & while true; do nc -l -p 8080 -e cat; done";
+        config.command = command(&["sh", "-c", script]);
     })
     .await;
     let streams = streams(&stack).await;
-    while stack.exec(&id, &["sh", "-c", "cat /proc/net/tcp /proc/net/tcp6 | grep :1F90"]).await.unwrap().0 != 0 {}
+    for port in [":1F90", ":1F91"] {
+        let listens = format!("cat /proc/net/tcp /proc/net/tcp6 | grep {port}");
+        while stack.exec(&id, &["sh", "-c", &listens]).await.unwrap().0 != 0 {}
+    }
     let (mut ours, theirs) = duplex(4096);
     let forward = tokio::spawn({
         let (streams, pod) = (streams.clone(), pod.clone());
@@ -176,6 +180,12 @@ async fn ports_are_those_of_the_pods_loopback() {
     expect(&mut ours, "there and back").await;
     drop(ours);
     forward.await.unwrap().unwrap();
+    // A pod that says its last ends the whole, though the client could go on.
+    let (mut ours, theirs) = duplex(16);
+    streams.port_forward(&pod, 8081, Box::new(theirs)).await.unwrap();
+    let mut last = String::new();
+    ours.read_to_string(&mut last).await.unwrap();
+    assert_eq!(last, "bye\n");
     let (_ours, theirs) = duplex(16);
     let error = streams.port_forward(&pod, 9, Box::new(theirs)).await.unwrap_err();
     assert!(error.to_string().contains("failed to connect to localhost:9"), "{error}");

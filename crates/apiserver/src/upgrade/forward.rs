@@ -9,7 +9,6 @@ use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body_util::{BodyExt, Limited};
 use hyper::client::conn::http1;
-use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use machinery::status::{ApiError, Result as ApiResult};
 use rustls::ClientConfig;
@@ -22,7 +21,7 @@ use rustls::{DigitallySignedStruct, SignatureScheme};
 use thiserror::Error;
 use tokio_rustls::TlsConnector;
 
-use super::{Connection, Dialer, is_upgrade, page};
+use super::{Connection, Dialer, is_upgrade, page, tunnel};
 use crate::authn::is_credential_header;
 
 /// TCP and TLS together, as upstream's dialer.
@@ -115,7 +114,8 @@ impl Forward {
         let mut response = sender.send_request(outgoing).await.map_err(http)?;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             if let Some(client) = upgrade {
-                tokio::spawn(tunnel(client, hyper::upgrade::on(&mut response)));
+                let websocket = tunnel::is_websocket(response.headers());
+                tokio::spawn(tunnel::run(client, hyper::upgrade::on(&mut response), websocket));
             }
         } else {
             remove_hop_by_hop(response.headers_mut());
@@ -193,18 +193,6 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
         .collect();
     named.into_iter().for_each(|name| drop(headers.remove(name)));
     HOP_BY_HOP.iter().for_each(|name| drop(headers.remove(*name)));
-}
-
-/// Ends when either side closes both ways or breaks; each closes its half first.
-async fn tunnel(client: OnUpgrade, server: OnUpgrade) {
-    let (client, server) = match tokio::try_join!(client, server) {
-        Ok(both) => both,
-        Err(error) => return tracing::debug!(%error, "an upgrade was not completed"),
-    };
-    let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
-    if let Err(error) = tokio::io::copy_bidirectional(&mut client, &mut server).await {
-        tracing::debug!(%error, "an upgraded connection broke");
-    }
 }
 
 /// A proxied server's word about who may call it does not hold for the API server, under whose name it appears.

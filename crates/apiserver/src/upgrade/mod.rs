@@ -1,7 +1,7 @@
 //! Requests that end elsewhere: logs, exec, attach and port-forward at a node's kubelet, and the
 //! proxy subresources at pods, services and nodes.
 //!
-//! Bodies stream and upgraded connections are tunnelled as bytes, so WebSocket and SPDY need no
+//! Bodies stream and upgraded connections are tunnelled as bytes, so WebSocket and SPDY need hardly any
 //! understanding here; only logs, which kubelets do not upgrade, become messages on the way, as watches do.
 //! [`Dialer`] says how an address is reached: in `isopod up` the way leads through the node's network
 //! namespace.
@@ -10,6 +10,7 @@ mod forward;
 mod options;
 mod page;
 mod target;
+mod tunnel;
 pub mod websocket;
 
 #[cfg(test)]

@@ -89,8 +89,7 @@ fn take(
     request: &mut Request<Body>,
     negotiate: impl FnOnce(&[&str]) -> Result<(String, Encode)>,
 ) -> Result<Option<Reader>> {
-    let is_websocket = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
-    if !super::is_upgrade(request) || !request.headers().get(UPGRADE).is_some_and(is_websocket) {
+    if !super::is_upgrade(request) || !super::tunnel::is_websocket(request.headers()) {
         return Ok(None);
     }
     let client = hyper::upgrade::on(&mut *request);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::unix::pipe;
 
@@ -27,6 +27,8 @@ use crate::streaming::{Duplex, StreamError, StreamIo, Streams};
 const OUTPUT_LIMIT: usize = 8 * 1024 * 1024 - 32 * 1024;
 /// How long output is awaited after the command's end: a process it left behind may hold the pipe.
 const DRAIN: Duration = Duration::from_secs(2);
+/// How long a forwarded port takes a client's bytes after the pod has closed its side, as containerd.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What ExecSync answers.
 pub(super) struct Output {
@@ -303,15 +305,32 @@ impl Sessions {
         result
     }
 
-    async fn forward(&self, id: &str, port: u16, mut stream: Box<dyn Duplex>) -> Result<()> {
+    async fn forward(&self, id: &str, port: u16, stream: Box<dyn Duplex>) -> Result<()> {
         let record = self.0.known_pod(id)?.record();
         if !record.ready {
             bail!("sandbox container {id:?} is not running");
         }
-        let mut connection = connect(record.pause, port).await?;
-        let _ = tokio::io::copy_bidirectional(&mut stream, &mut connection).await; // either side may just leave
+        relay(stream, connect(record.pause, port).await?).await;
         Ok(())
     }
+}
+
+/// Carries bytes both ways, until a little after the pod has said its last: a client whose channel cannot be closed one
+/// way, as over WebSockets, learns of that by the end of the whole. Either side may just leave.
+async fn relay(client: Box<dyn Duplex>, pod: TcpStream) {
+    let (from_client, to_client) = tokio::io::split(client);
+    let (from_pod, to_pod) = pod.into_split();
+    let (inward, outward) = (one_way(from_client, to_pod), one_way(from_pod, to_client));
+    tokio::pin!(inward, outward);
+    tokio::select! {
+        () = &mut inward => outward.await,
+        () = &mut outward => drop(tokio::time::timeout(LAST_WORDS, inward).await),
+    }
+}
+
+async fn one_way(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
+    let _ = tokio::io::copy(&mut from, &mut to).await;
+    let _ = to.shutdown().await;
 }
 
 async fn finish<T>(mut output: tokio::task::JoinHandle<T>) {
