@@ -21,6 +21,17 @@ spec:
       - {name: c, image: BUSYBOX, imagePullPolicy: IfNotPresent, command: [sleep, "100000"], env: [{name: V, value: VERSION}]}
 "#;
 
+/// Outlives every crash.
+const WITNESS: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata: {name: witness}
+spec:
+  terminationGracePeriodSeconds: 0
+  containers:
+  - {name: c, image: BUSYBOX, imagePullPolicy: IfNotPresent, command: [sleep, "200000"]}
+"#;
+
 /// Size and template of each step; the process dies in the middle of all but the last.
 const STEPS: [(usize, &str); 6] = [(3, "a"), (6, "a"), (6, "b"), (2, "c"), (5, "c"), (4, "d")];
 
@@ -35,6 +46,8 @@ fn number(status: &Value, field: &str) -> usize {
 #[test]
 fn nothing_is_lost_or_doubled_by_dying_while_rolling() {
     let (cluster, archive) = cluster();
+    cluster.apply(&WITNESS.replace("BUSYBOX", BUSYBOX));
+    cluster.wait(&["pod", "witness"], |pod| pod["status"]["phase"] == "Running");
     for (step, (replicas, version)) in STEPS.into_iter().enumerate() {
         let manifest = DEPLOYMENT.replace("BUSYBOX", BUSYBOX).replace("VERSION", version);
         cluster.apply(&manifest.replace("REPLICAS", &replicas.to_string()));
@@ -48,6 +61,8 @@ fn nothing_is_lost_or_doubled_by_dying_while_rolling() {
         });
         cluster.crash();
         cluster.up(&[&archive]);
+        // At once: the new kubelet knows the pods that it found, or lets the request wait until it does.
+        cluster.run(&["exec", "witness", "--", "true"]);
     }
     let (replicas, version) = STEPS[STEPS.len() - 1];
     cluster.wait(&["deployment", "web"], |web| {
@@ -57,6 +72,7 @@ fn nothing_is_lost_or_doubled_by_dying_while_rolling() {
                 .iter()
                 .all(|field| number(status, field) == replicas)
     });
+    cluster.run(&["delete", "pod", "witness"]);
     let pods = cluster.wait(&["pods"], |pods| pods["items"].as_array().is_some_and(|pods| pods.len() == replicas));
     for pod in pods["items"].as_array().unwrap() {
         assert_eq!(pod["spec"]["containers"][0]["env"][0]["value"], version);

@@ -187,6 +187,7 @@ async fn follow_pods(
     while let Some(event) = events.try_recv() {
         dispatch(event, pods, mirrors, &node).await;
     }
+    pods.catch_up();
     let orphans = pods.clone();
     tokio::spawn(async move { orphans.clean_orphans().await });
     while let Some(event) = events.recv().await {

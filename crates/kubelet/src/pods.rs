@@ -18,12 +18,15 @@ use k8s_openapi::api::core::v1::{Node, Pod, PodStatus};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 /// Nobody knows any more what grace an orphan was promised; upstream gives it this, in seconds.
 const ORPHAN_GRACE: i64 = 1;
 const ORPHANS_AT_ONCE: usize = 16;
+/// How long a request for an unknown pod waits for a kubelet that has just started.
+const CATCH_UP: Duration = Duration::from_secs(5);
 
 struct Handle {
     inbox: mpsc::Sender<Message>,
@@ -42,11 +45,30 @@ pub struct Pods {
     left: Mutex<BTreeMap<String, Runtime>>,
     /// Pods that were refused, until the API shows it.
     rejected: Mutex<HashSet<String>>,
+    /// Whether all pods that were bound to this node when the kubelet started are known.
+    caught_up: watch::Sender<bool>,
 }
 
 impl Pods {
     pub fn new(shared: Arc<Shared>, left: BTreeMap<String, Runtime>) -> Arc<Pods> {
-        Arc::new(Pods { shared, workers: Mutex::default(), left: Mutex::new(left), rejected: Mutex::default() })
+        Arc::new(Pods {
+            shared,
+            workers: Mutex::default(),
+            left: Mutex::new(left),
+            rejected: Mutex::default(),
+            caught_up: watch::Sender::default(),
+        })
+    }
+
+    /// Every pod that was bound to this node at the start has been put.
+    pub fn catch_up(&self) {
+        self.caught_up.send_replace(true);
+    }
+
+    /// Waits for [`Pods::catch_up`], though not for ever: the API server may be away.
+    pub async fn caught_up(&self) {
+        let mut caught_up = self.caught_up.subscribe();
+        let _ = tokio::time::timeout(CATCH_UP, caught_up.wait_for(|caught_up| *caught_up)).await;
     }
 
     /// A pod that is bound to this node, or that changed.
@@ -169,7 +191,7 @@ impl Pods {
         writer.write(status, false);
         // Kept until written; the pod's next appearance is a terminal one.
         tokio::spawn(async move {
-            tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+            tokio::time::sleep(Duration::from_secs(60)).await;
             drop(writer);
         });
     }

@@ -154,8 +154,13 @@ struct Place {
 }
 
 impl Place {
-    fn find(&self, pods: &Pods) -> Result<watch::Receiver<Snapshot>, Failure> {
-        let found = pods.find(&self.namespace, &self.pod, self.uid.as_deref());
+    async fn find(&self, pods: &Pods) -> Result<watch::Receiver<Snapshot>, Failure> {
+        let find = || pods.find(&self.namespace, &self.pod, self.uid.as_deref());
+        let mut found = find();
+        if found.is_none() {
+            pods.caught_up().await;
+            found = find();
+        }
         found.ok_or_else(|| (StatusCode::NOT_FOUND, format!("pod \"{}\" does not exist", self.pod)))
     }
 
@@ -164,8 +169,8 @@ impl Place {
     }
 
     /// The id of the running instance of the container.
-    fn running(&self, pods: &Pods) -> Result<String, Failure> {
-        let snapshot = self.find(pods)?;
+    async fn running(&self, pods: &Pods) -> Result<String, Failure> {
+        let snapshot = self.find(pods).await?;
         let snapshot = snapshot.borrow();
         let instance = snapshot.runtime.latest(self.container()).filter(|i| i.state == RunState::Running);
         let missing = || (StatusCode::NOT_FOUND, format!("container not found (\"{}\")", self.container()));
@@ -287,7 +292,7 @@ async fn container_logs(
     Query(query): Query<HashMap<String, String>>,
 ) -> Result<Response, Failure> {
     let (options, previous) = log_options(&query)?;
-    let snapshot = place.find(&pods)?;
+    let snapshot = place.find(&pods).await?;
     let (name, pod_name) = (place.container(), &place.pod);
     let (id, path) = {
         let snapshot = snapshot.borrow();

@@ -30,7 +30,7 @@ pub(super) async fn exec(
 ) -> Result<Response, Failure> {
     let tty = flag(&request, ["tty", "tty"]);
     let message = v1::ExecRequest {
-        container_id: place.running(&pods)?,
+        container_id: place.running(&pods).await?,
         cmd: query_all(&request, "command"),
         tty,
         stdin: flag(&request, ["input", "stdin"]),
@@ -52,9 +52,9 @@ pub(super) async fn attach(
     Path(place): Path<Place>,
     request: Request,
 ) -> Result<Response, Failure> {
-    let container_id = place.running(&pods)?;
+    let container_id = place.running(&pods).await?;
     // Whether there is a terminal is the container's nature, not the caller's wish.
-    let snapshot = place.find(&pods)?.borrow().clone();
+    let snapshot = place.find(&pods).await?.borrow().clone();
     let tty = crate::pod::member(&snapshot.pod, place.container()).is_some_and(|m| m.container.tty == Some(true));
     let message = v1::AttachRequest {
         container_id,
@@ -75,7 +75,7 @@ pub(super) async fn port_forward(
     Path(place): Path<Place>,
     request: Request,
 ) -> Result<Response, Failure> {
-    let sandbox = place.find(&pods)?.borrow().runtime.sandbox().filter(|sandbox| sandbox.ready).map(|s| s.id.clone());
+    let sandbox = place.find(&pods).await?.borrow().runtime.sandbox().filter(|sandbox| sandbox.ready).map(|s| s.id.clone());
     let pod_sandbox_id =
         sandbox.ok_or_else(|| (StatusCode::NOT_FOUND, format!("pod \"{}\" has no running sandbox", place.pod)))?;
     let ports =
@@ -92,7 +92,7 @@ pub(super) async fn run(
     Path(place): Path<Place>,
     request: Request,
 ) -> Result<Response, Failure> {
-    let id = place.running(&pods)?;
+    let id = place.running(&pods).await?;
     let mut command = query_all(&request, "command");
     if command.is_empty() {
         command = query_all(&request, "cmd").iter().flat_map(|line| line.split(' ')).map(str::to_owned).collect();
