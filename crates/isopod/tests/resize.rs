@@ -80,9 +80,46 @@ fn a_running_pod_is_resized() {
     });
 }
 
+/// What the pod as a whole may have, from its cgroup on the node: CPU time per 100 ms in microseconds, and bytes.
+fn whole(pod: &Value) -> (String, String) {
+    let read = |v1: &str, v2: &str| {
+        let uid = pod["metadata"]["uid"].as_str().unwrap();
+        let script = format!(
+            "for d in $(find /sys/fs/cgroup -type d -name pod{uid}); do \
+             cat $d/{v1} 2>/dev/null || cut -d' ' -f1 $d/{v2} 2>/dev/null; done | head -n1"
+        );
+        let output = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    (read("cpu.cfs_quota_us", "cpu.max"), read("memory.limit_in_bytes", "memory.max"))
+}
+
+/// A pod that has resources of its own and containers without any (KEP-5419).
+fn pods_as_a_whole_are_resized(cluster: &Cluster) {
+    let mut manifest = pod("whole", json!({"containers": [shell("main", "sleep 100000", json!({}))]}));
+    manifest["spec"]["resources"] = resources("100m", "32Mi");
+    cluster.apply(&manifest.to_string());
+    let before = cluster.wait(&["pod", "whole"], |pod| first_status(pod)["ready"] == true);
+    assert_eq!(whole(&before), ("10000".into(), (32 << 20).to_string()));
+    for (cpu, memory, quota, bytes) in [("200m", "64Mi", "20000", 64 << 20), ("50m", "48Mi", "5000", 48 << 20)] {
+        let patch = json!({"spec": {"resources": resources(cpu, memory)}}).to_string();
+        cluster.run(&["patch", "pod", "whole", "--subresource=resize", "-p", &patch]);
+        let after = cluster.wait(&["pod", "whole"], |pod| {
+            pod["status"]["resources"] == resources(cpu, memory) && condition(pod, "PodResizeInProgress").is_null()
+        });
+        assert_eq!(whole(&after), (quota.into(), (bytes as u64).to_string()));
+        assert_eq!(after["status"]["allocatedResources"], resources(cpu, memory)["requests"]);
+        assert_eq!(first_status(&after)["containerID"], first_status(&before)["containerID"]);
+    }
+    let patch = json!({"spec": {"resources": {"limits": {"cpu": null}}}}).to_string();
+    let refused = cluster.refuse(&["patch", "pod", "whole", "--subresource=resize", "-p", &patch]);
+    assert!(refused.contains("spec.resources.limits: Forbidden: resource limits cannot be removed"), "{refused}");
+}
+
 #[test]
 fn a_resize_without_room_waits_for_it() {
     let (cluster, _archive) = cluster();
+    pods_as_a_whole_are_resized(&cluster);
     let node = cluster.get(&["nodes"]);
     let cpus: u64 = node["items"][0]["status"]["allocatable"]["cpu"].as_str().unwrap().parse().unwrap();
     let big = format!("{}m", cpus * 1000 - 300);

@@ -35,16 +35,24 @@ fn containers(pod: &Pod) -> impl Iterator<Item = &Container> {
     spec.containers.iter().chain(spec.init_containers.iter().flatten())
 }
 
-/// Whether containers of the two have different resources.
+/// Whether the two, or containers of them, have different resources.
 pub fn differ(one: &Pod, other: &Pod) -> bool {
+    if pod::spec(one).resources != pod::spec(other).resources {
+        return true;
+    }
     let find = |name: &str| containers(other).find(|container| container.name == name);
     containers(one).any(|container| find(&container.name).is_some_and(|other| other.resources != container.resources))
 }
 
-/// The pod as it is, but with resources as `choose` says by container.
-fn with_resources(pod: &Pod, choose: impl Fn(&Container) -> Option<ResourceRequirements>) -> Pod {
+/// The pod as it is, but with `whole` for resources and those that `choose` says by container.
+fn with_resources(
+    pod: &Pod,
+    whole: Option<ResourceRequirements>,
+    choose: impl Fn(&Container) -> Option<ResourceRequirements>,
+) -> Pod {
     let mut pod = pod.clone();
     if let Some(spec) = &mut pod.spec {
+        spec.resources = whole;
         for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
             container.resources = choose(container);
         }
@@ -54,7 +62,7 @@ fn with_resources(pod: &Pod, choose: impl Fn(&Container) -> Option<ResourceRequi
 
 /// `wanted`, with the resources that `granted` has.
 pub fn restrict(wanted: &Pod, granted: &Pod) -> Pod {
-    with_resources(wanted, |container| {
+    with_resources(wanted, pod::spec(granted).resources.clone(), |container| {
         let found = containers(granted).find(|granted| granted.name == container.name);
         found.map_or_else(|| container.resources.clone(), |granted| granted.resources.clone())
     })
@@ -66,13 +74,17 @@ pub fn granted_before(pod: &Pod) -> Pod {
     if !status.conditions.iter().flatten().any(|condition| condition.type_ == "PodResizePending") {
         return pod.clone();
     }
-    with_resources(pod, |container| {
-        let told = pod::container_status(status, &container.name);
-        let limits = told.and_then(|told| told.resources.as_ref()).and_then(|resources| resources.limits.clone());
-        match told.and_then(|told| told.allocated_resources.clone()) {
-            Some(requests) => Some(ResourceRequirements { requests: Some(requests), limits, claims: None }),
-            None => container.resources.clone(),
-        }
+    let told = |requests: Option<&Quantities>, actual: Option<&ResourceRequirements>| {
+        let limits = actual.and_then(|actual| actual.limits.clone());
+        requests.map(|requests| ResourceRequirements { requests: Some(requests.clone()), limits, claims: None })
+    };
+    let whole = pod::spec(pod).resources.as_ref().map(|wanted| {
+        told(status.allocated_resources.as_ref(), status.resources.as_ref()).unwrap_or_else(|| wanted.clone())
+    });
+    with_resources(pod, whole, |container| {
+        let status = pod::container_status(status, &container.name);
+        let granted = status.and_then(|status| told(status.allocated_resources.as_ref(), status.resources.as_ref()));
+        granted.or_else(|| container.resources.clone())
     })
 }
 
@@ -163,6 +175,9 @@ pub fn summary(pod: &Pod, error: Option<&str>) -> Value {
     let list: Vec<Value> =
         pod::spec(pod).containers.iter().map(|c| json!({"name": c.name, "resources": c.resources})).collect();
     let mut summary = json!({"containers": list, "generation": pod.metadata.generation});
+    if let Some(whole) = &pod::spec(pod).resources {
+        summary["resources"] = json!(whole);
+    }
     if let Some(error) = error {
         summary["error"] = error.into();
     }
@@ -215,6 +230,24 @@ mod tests {
         .unwrap();
         assert!(!differ(&granted_before(&told), &granted));
         assert!(!differ(&granted_before(&wanted), &wanted));
+    }
+
+    #[test]
+    fn pods_as_a_whole_are_granted_too() {
+        let whole = |cpu: &str| {
+            let resources = json!({"requests": {"cpu": cpu}, "limits": {"cpu": cpu}});
+            serde_json::from_value(json!({"spec": {"resources": resources, "containers": [{"name": "c"}]}})).unwrap()
+        };
+        let (wanted, granted): (Pod, Pod) = (whole("1"), whole("500m"));
+        assert!(differ(&wanted, &granted));
+        assert_eq!(restrict(&wanted, &granted), granted);
+        let mut told = wanted.clone();
+        told.status = serde_json::from_value(json!({
+            "conditions": [{"type": "PodResizePending", "status": "True"}],
+            "allocatedResources": {"cpu": "500m"}, "resources": {"limits": {"cpu": "500m"}}}))
+        .unwrap();
+        assert!(!differ(&granted_before(&told), &granted));
+        assert_eq!(summary(&wanted, None)["resources"]["limits"]["cpu"], "1");
     }
 
     #[test]

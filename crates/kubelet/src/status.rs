@@ -84,6 +84,12 @@ pub fn build(input: &Input<'_>) -> PodStatus {
         ..PodStatus::default()
     };
     status.conditions = Some(conditions(input, phase, &statuses));
+    if let Some(granted) = pod::spec(input.pod).resources.as_ref().filter(|_| sandbox.is_some()) {
+        status.allocated_resources = granted.requests.clone();
+        // What the pod's cgroup has, which follows what was granted.
+        let before = input.last.resources.as_ref().filter(|_| input.resizing.is_some());
+        status.resources = Some(before.unwrap_or(granted).clone());
+    }
     status
 }
 

@@ -110,7 +110,8 @@ fn total(pod: &Pod, assume: bool) -> Requests {
     sum.raise_to(&peak);
     let whole: Option<&Amounts> = spec.resources.as_ref().and_then(|resources| resources.requests.as_ref());
     for (name, quantity) in whole.into_iter().flatten() {
-        sum.set(name, amount(name, quantity));
+        let has = status.and_then(|status| status.allocated_resources.as_ref()?.get(name));
+        sum.set(name, has.map_or(0, |has| amount(name, has)).max(amount(name, quantity)));
     }
     sum.add(&Requests::new(spec.overhead.iter().flatten()));
     sum
@@ -154,6 +155,17 @@ mod tests {
         let mut sidecar = container(cpu, "");
         sidecar["restartPolicy"] = "Always".into();
         sidecar
+    }
+
+    #[test]
+    fn a_pod_being_resized_occupies_the_larger() {
+        for (wanted, has, occupied) in [("1", "2", 2000), ("3", "2", 3000)] {
+            let pod = json!({
+                "spec": {"containers": [container("1", "")], "resources": {"requests": {"cpu": wanted}}},
+                "status": {"allocatedResources": {"cpu": has}},
+            });
+            assert_eq!(of_pod(&serde_json::from_value(pod).unwrap()).0.base[CPU], occupied, "{wanted} {has}");
+        }
     }
 
     #[test]

@@ -348,7 +348,8 @@ fn matters(old: &Pod, new: &Pod) -> bool {
         let status = pod.status.as_ref();
         let statuses = status.map(|status| [status.container_statuses.clone(), status.init_container_statuses.clone()]);
         let statuses = statuses.into_iter().flatten().flatten().flatten();
-        statuses.map(|status| status.allocated_resources).collect::<Vec<_>>()
+        let whole = status.map(|status| status.allocated_resources.clone());
+        whole.into_iter().chain(statuses.map(|status| status.allocated_resources)).collect::<Vec<_>>()
     };
     let (before, after) = (&old.metadata, &new.metadata);
     before.labels != after.labels

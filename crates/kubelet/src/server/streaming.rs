@@ -75,7 +75,8 @@ pub(super) async fn port_forward(
     Path(place): Path<Place>,
     request: Request,
 ) -> Result<Response, Failure> {
-    let sandbox = place.find(&pods).await?.borrow().runtime.sandbox().filter(|sandbox| sandbox.ready).map(|s| s.id.clone());
+    let sandbox =
+        place.find(&pods).await?.borrow().runtime.sandbox().filter(|sandbox| sandbox.ready).map(|s| s.id.clone());
     let pod_sandbox_id =
         sandbox.ok_or_else(|| (StatusCode::NOT_FOUND, format!("pod \"{}\" has no running sandbox", place.pod)))?;
     let ports =

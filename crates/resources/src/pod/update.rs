@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{Affinity, Container, NodeSelectorTerm, Pod, PodSpec, PodStatus, Toleration};
+use k8s_openapi::api::core::v1::{
+    Affinity, Container, NodeSelectorTerm, Pod, PodSpec, PodStatus, ResourceRequirements, Toleration,
+};
 use machinery::field::Path;
 use machinery::names;
 use serde_json::Value;
@@ -200,7 +202,8 @@ pub fn ephemeral_containers(new: &Pod, old: &Pod, errors: &mut Errors) {
     }
 }
 
-/// `pods/NAME/resize`: cpu and memory of containers, without a change of the QoS class.
+/// `pods/NAME/resize`: cpu and memory of containers and of the pod as a whole (KEP-5419), without a change of the QoS
+/// class.
 pub fn resize(new: &Pod, old: &Pod, errors: &mut Errors) {
     let path = Path::new("spec");
     let (Some(new_spec), Some(old_spec)) = (&new.spec, &old.spec) else { return };
@@ -211,25 +214,17 @@ pub fn resize(new: &Pod, old: &Pod, errors: &mut Errors) {
     if qos_class(new_spec) != qos_class(old_spec) {
         errors.invalid(&path, qos_class(new_spec), "Pod QOS Class may not change as a result of resizing");
     }
+    removals(new_spec.resources.as_ref(), old_spec.resources.as_ref(), &path, errors);
     for (at, container) in indexed(Some(&new_spec.containers), &path.child("containers")) {
         let before = old_spec.containers.iter().find(|before| before.name == container.name);
-        let (new, old) = (container.resources.as_ref(), before.and_then(|before| before.resources.as_ref()));
-        let Some(old) = old else { continue };
-        let at = at.child("resources");
-        for (key, new, old) in [
-            ("limits", new.and_then(|new| new.limits.as_ref()), &old.limits),
-            ("requests", new.and_then(|new| new.requests.as_ref()), &old.requests),
-        ] {
-            if old.iter().flatten().any(|(name, _)| new.is_none_or(|new| !new.contains_key(name))) {
-                errors.forbidden(&at.child(key), format!("resource {key} cannot be removed"));
-            }
-        }
+        removals(container.resources.as_ref(), before.and_then(|before| before.resources.as_ref()), &at, errors);
     }
     let mut fixed = new_spec.clone();
     let pairs = fixed.containers.iter_mut().zip(&old_spec.containers);
     let init = fixed.init_containers.iter_mut().flatten().zip(old_spec.init_containers.iter().flatten());
-    for (new, old) in pairs.chain(init) {
-        let (Some(resources), Some(before)) = (&mut new.resources, &old.resources) else { continue };
+    let containers = pairs.chain(init).map(|(new, old)| (&mut new.resources, &old.resources));
+    for (resources, before) in containers.chain([(&mut fixed.resources, &old_spec.resources)]) {
+        let (Some(resources), Some(before)) = (resources, before) else { continue };
         let lists = [(&mut resources.requests, &before.requests), (&mut resources.limits, &before.limits)];
         for (list, before) in lists {
             for name in ["cpu", "memory"] {
@@ -246,6 +241,19 @@ pub fn resize(new: &Pod, old: &Pod, errors: &mut Errors) {
         let mut lines = Vec::new();
         difference("spec", &new, &old, &mut lines);
         errors.forbidden(&path, format!("only cpu and memory resources are mutable\n{}", lines.join("\n")));
+    }
+}
+
+/// What was asked for may change, not go.
+fn removals(new: Option<&ResourceRequirements>, old: Option<&ResourceRequirements>, path: &Path, errors: &mut Errors) {
+    let Some(old) = old else { return };
+    for (key, new, old) in [
+        ("limits", new.and_then(|new| new.limits.as_ref()), &old.limits),
+        ("requests", new.and_then(|new| new.requests.as_ref()), &old.requests),
+    ] {
+        if old.iter().flatten().any(|(name, _)| new.is_none_or(|new| !new.contains_key(name))) {
+            errors.forbidden(&path.child("resources").child(key), format!("resource {key} cannot be removed"));
+        }
     }
 }
 

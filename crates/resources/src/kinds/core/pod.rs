@@ -181,8 +181,9 @@ impl Kind for Pod {
     }
 }
 
-/// From `wanted`, only what containers of the same names ask for.
+/// From `wanted`, only what the pod as a whole and containers of the same names ask for.
 fn take_resources(spec: &mut Value, wanted: &Value) {
+    keep(spec, wanted, "resources");
     for list in ["containers", "initContainers"] {
         spec.each(list, |container| {
             let mut others = wanted[list].as_array().into_iter().flatten();
