@@ -4,7 +4,9 @@ use std::fs::File;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use apiserver::identity::{AUTHENTICATED, NODES, UserInfo};
@@ -66,6 +68,9 @@ impl Place {
     }
 }
 
+/// What takes longer is told while it goes on.
+const A_WHILE: Duration = Duration::from_secs(1);
+
 /// Starts everything; each part waits for what it needs by itself.
 pub async fn start(
     config: &Config,
@@ -74,11 +79,18 @@ pub async fn start(
     progress: &Progress,
 ) -> anyhow::Result<()> {
     let place = &config.place;
-    let images = import_images(place, config.image_archives.clone());
+    let mut images = pin!(import_images(place, config.image_archives.clone()));
     let runtime = start_runtime(place, &config.network, components.shutdown()).await?;
     let endpoint = runtime.endpoint.clone();
     components.spawn("container runtime", async move { runtime.task.await? });
-    images.await?;
+    match tokio::time::timeout(A_WHILE, &mut images).await {
+        Ok(imported) => imported?,
+        Err(_) => {
+            let archives: Vec<String> = config.image_archives.iter().map(|path| path.display().to_string()).collect();
+            progress.step(&format!("importing {}", archives.join(", ")));
+            images.await?;
+        }
+    }
     progress.step("the container runtime is serving, and its images are imported");
 
     let node =
@@ -143,7 +155,7 @@ pub async fn start_runtime(
                 Ok(()) => anyhow!("the container runtime ended"),
             });
         }
-        tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
     Ok(Runtime { endpoint, task })
 }
