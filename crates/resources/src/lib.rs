@@ -8,6 +8,7 @@
 //! This crate knows neither HTTP nor storage, does no IO and reads no clock but for default times.
 
 pub mod bootstrap;
+pub mod cidr;
 mod facts;
 pub mod kinds;
 pub mod pod;
@@ -15,12 +16,14 @@ pub mod print;
 pub mod quota;
 mod registry;
 mod resource;
+pub mod service_cidrs;
 pub mod validate;
 mod value;
 pub mod volumes;
 
 use std::sync::LazyLock;
 
+pub use cidr::Cidr;
 pub use facts::{ALL, CREATE, Conversion, Facts, Scope, Subresource, Verb};
 pub use registry::{Registry, registry};
 pub use resource::{Kind, Resource};

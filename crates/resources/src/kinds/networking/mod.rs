@@ -1,6 +1,5 @@
 //! `networking.k8s.io/v1`: ways into the cluster and rules between its pods.
 
-mod cidr;
 mod ingress;
 mod ingress_class;
 mod ip_address;

@@ -9,7 +9,7 @@ use machinery::table::Column;
 use serde_json::{Value, json};
 
 use super::GROUP;
-use super::cidr::Cidr;
+use crate::cidr::Cidr;
 use crate::facts::Facts;
 use crate::print;
 use crate::resource::Kind;

@@ -7,7 +7,7 @@ use machinery::table::Column;
 use serde_json::{Value, json};
 
 use super::GROUP;
-use super::cidr::Cidr;
+use crate::cidr::Cidr;
 use crate::facts::{Facts, Subresource};
 use crate::print;
 use crate::resource::Kind;
