@@ -7,17 +7,19 @@ use machinery::{
     meta,
     status::{ApiError, Result},
 };
-use resources::registry;
+use resources::{Cidr, registry, service_cidrs::READY};
 use serde_json::{Value, json};
 
 use crate::{
-    allocate::Cidr,
     identity::UserInfo,
+    report,
     write::{Warnings, Write, Writer},
 };
 
 /// Objects created at once: enough to share the store's commits.
 const PARALLEL: usize = 64;
+/// The ServiceCIDR of the configured range.
+pub const DEFAULT_RANGE: &str = "kubernetes";
 /// Said "false" by an administrator who wants an object of ours left alone.
 const AUTOUPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 
@@ -29,9 +31,16 @@ pub async fn run(writer: &Writer, services: Cidr, port: u16) -> Result<()> {
     objects.extend(resources::bootstrap::rbac::roles());
     objects.extend(resources::bootstrap::rbac::role_bindings());
     objects.extend(resources::bootstrap::priority_classes());
-    objects.push(kubernetes_service(services, port));
-    objects.push(service_range(services));
     all(writer, &user, objects).await?;
+    default_range(writer, services).await?;
+    // Its address is of that range.
+    ensure(writer, &user, kubernetes_service(services, port)).await
+}
+
+/// Makes the ServiceCIDR of the configured range, and says that it is in use.
+pub async fn default_range(writer: &Writer, services: Cidr) -> Result<()> {
+    let user = UserInfo::master("system:apiserver");
+    ensure(writer, &user, service_range(services)).await?;
     serve_range(writer, &user, services).await
 }
 
@@ -96,18 +105,19 @@ fn complete(found: &mut Value, wanted: &Value) {
 /// The range that addresses of Services are drawn from.
 fn service_range(services: Cidr) -> Value {
     json!({
-        "kind": "ServiceCIDR", "apiVersion": "networking.k8s.io/v1", "metadata": {"name": "kubernetes"},
+        "kind": "ServiceCIDR", "apiVersion": "networking.k8s.io/v1", "metadata": {"name": DEFAULT_RANGE},
         "spec": {"cidrs": [services.to_string()]},
     })
 }
 
-/// Says that the range is in use, unless it is another than ours.
+/// Says that the range is in use, unless it is another than ours or somebody has said something else of it.
 async fn serve_range(writer: &Writer, user: &UserInfo, services: Cidr) -> Result<()> {
     let resource = registry().by_gvk("networking.k8s.io", "v1", "ServiceCIDR");
     let resource = resource.ok_or_else(|| ApiError::internal("ServiceCIDR is not served"))?;
     let ready = |old: Option<&Value>| {
         let mut range = old.cloned().unwrap_or_default();
-        if range["spec"] == service_range(services)["spec"] && range["status"]["conditions"].is_null() {
+        let ours = range["spec"] == service_range(services)["spec"] && meta::deletion_timestamp(&range).is_none();
+        if ours && range["status"]["conditions"].is_null() {
             range["status"]["conditions"] = json!([{
                 "type": "Ready", "status": "True", "reason": "", "message": "Kubernetes default Service CIDR is ready",
                 "lastTransitionTime": machinery::time::now_rfc3339(),
@@ -116,8 +126,32 @@ async fn serve_range(writer: &Writer, user: &UserInfo, services: Cidr) -> Result
         Ok(range)
     };
     let warnings = Warnings::default();
-    let write = Write::by_server(resource, "status", ("", "kubernetes"), user, &warnings);
-    writer.update(&write, &ready).await.map(drop)
+    let write = Write::by_server(resource, "status", ("", DEFAULT_RANGE), user, &warnings);
+    let range: Value = serde_json::from_slice(&writer.update(&write, &ready).await?.json).unwrap_or_default();
+    if let Some((reason, note)) = complaint(&range, services) {
+        let metadata = &range["metadata"];
+        let regarding = json!({
+            "kind": "ServiceCIDR", "apiVersion": "networking.k8s.io/v1", "name": DEFAULT_RANGE,
+            "uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"],
+        });
+        report::warn(writer, "kubernetes-service-cidr-controller", regarding, &reason, "Configure", &note).await;
+    }
+    Ok(())
+}
+
+/// What an administrator should know of the default ServiceCIDR.
+fn complaint(range: &Value, services: Cidr) -> Option<(String, String)> {
+    let found: Vec<&str> = range["spec"]["cidrs"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if found != [services.to_string()] {
+        let found = found.join(" ");
+        let note =
+            format!("The default ServiceCIDR [{found}] does not match the controller flag configurations [{services}]");
+        return Some(("KubernetesDefaultServiceCIDRInconsistent".to_owned(), note));
+    }
+    let mut conditions = range["status"]["conditions"].as_array()?.iter();
+    let refusal = conditions.find(|condition| condition["type"] == READY && condition["status"] == "False")?;
+    let text = |key: &str| refusal[key].as_str().unwrap_or_default();
+    Some((text("reason").to_owned(), format!("Configuration matches, but {}", text("message"))))
 }
 
 fn kubernetes_service(services: Cidr, port: u16) -> Value {

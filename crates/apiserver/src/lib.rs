@@ -30,6 +30,7 @@ pub mod objects;
 pub mod openapi;
 pub mod pki;
 mod read;
+mod report;
 pub mod request;
 pub mod respond;
 pub mod reviews;
@@ -39,5 +40,5 @@ mod subresources;
 pub mod upgrade;
 pub mod write;
 
-pub use allocate::Cidr;
+pub use resources::Cidr;
 pub use server::{Config, Server, Service};

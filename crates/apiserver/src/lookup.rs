@@ -27,7 +27,7 @@ use crate::{
 
 pub struct CacheLookup(pub Arc<Objects>);
 
-fn resource(kind: Kind) -> Option<&'static dyn Resource> {
+pub(crate) fn resource(kind: Kind) -> Option<&'static dyn Resource> {
     registry().by_gvr(kind.group, kind.version, kind.plural)
 }
 

@@ -121,7 +121,7 @@ impl Objects {
         }];
         for claim in &commit.claims.take {
             compares.push(Compare::ModRevision { key: claim.key.clone(), revision: 0 });
-            writes.push(Write::Put { key: claim.key.clone(), value: commit.key.to_owned().into(), lease: 0 });
+            writes.push(Write::Put { key: claim.key.clone(), value: claim.value.clone(), lease: 0 });
         }
         writes.extend(commit.claims.release.iter().map(|key| Write::Delete { key: key.clone() }));
         match self.store.txn(Txn { compares, writes }).await.map_err(storage_error)? {

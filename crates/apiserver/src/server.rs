@@ -18,6 +18,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
+use resources::Cidr;
 use store::Store;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -28,7 +29,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admission::Chain,
-    allocate::{Allocators, Cidr},
+    allocate::{self, Allocators},
     api::{Api, Components},
     authn::{Authentication, ClientTrust, Lookup},
     authz::Union,
@@ -88,7 +89,8 @@ impl Server {
         let tokens = Arc::new(config.pki.tokens()?);
         let authorizer = Union::start(lookup.clone());
         let admission = Chain::standard(&lookup, &authorizer);
-        let allocators = Allocators::new(config.store.clone(), config.service_cidr, config.node_ports);
+        allocate::upgrade::run(&*config.store).await.context("convert the addresses of Services")?;
+        let allocators = Allocators::new(config.store.clone(), objects.clone(), config.node_ports);
         let kubelet = config.pki.kubelet_client_config()?;
         let api = Arc::new(Api::new(Components {
             writer: Writer::new(objects, allocators, admission),
@@ -119,12 +121,13 @@ impl Server {
             .context("create the bootstrap objects")?;
         authorizer.synced().await;
         server.api.health.bootstrapped.store(true, Ordering::Release);
-        server.follow_up(config.store, config.advertise);
+        server.follow_up(config.store, config.advertise, config.service_cidr);
         Ok(server)
     }
 
-    fn follow_up(&self, store: Arc<dyn Store>, advertise: SocketAddr) {
+    fn follow_up(&self, store: Arc<dyn Store>, advertise: SocketAddr, services: Cidr) {
         let (api, pki) = (self.api.clone(), self.pki.clone());
+        self.background.spawn(allocate::repair::keep(api.clone(), services));
         if advertisable(advertise.ip()) {
             self.background.spawn(endpoints::keep(api.clone(), store, advertise));
         } else {

@@ -149,11 +149,18 @@ impl NetworkOptions {
         Ok((range.base, range.prefix))
     }
 
+    /// The range of Services that the cluster begins with.
+    pub fn service_range(&self) -> anyhow::Result<apiserver::Cidr> {
+        let range: apiserver::Cidr =
+            self.service_cidr.parse().map_err(|error| anyhow::anyhow!("--service-cidr: {error}"))?;
+        let fits = range.is_ipv4() && (12..=30).contains(&range.prefix());
+        anyhow::ensure!(fits, "--service-cidr {range} is no IPv4 network of 4 to 2^20 addresses");
+        Ok(range)
+    }
+
     /// What would show only as a cluster that never becomes ready.
     pub fn check(&self) -> anyhow::Result<()> {
-        let ranges = self.service_cidr.split(',').filter_map(|text| text.trim().parse::<network::Range>().ok());
-        let inside = |range: network::Range| self.cluster_dns.to_bits() & range.mask() == range.base.to_bits();
-        if !ranges.into_iter().any(inside) {
+        if !self.service_range()?.gives(self.cluster_dns.into()) {
             anyhow::bail!("--cluster-dns {} is not in --service-cidr {}", self.cluster_dns, self.service_cidr);
         }
         Ok(())

@@ -31,6 +31,7 @@ const fn kind(group: &'static str, plural: &'static str) -> Kind {
 pub const CLUSTER_ROLES: Kind = kind("rbac.authorization.k8s.io", "clusterroles");
 pub const CLUSTER_ROLE_BINDINGS: Kind = kind("rbac.authorization.k8s.io", "clusterrolebindings");
 pub const ENDPOINT_SLICES: Kind = kind("discovery.k8s.io", "endpointslices");
+pub const IP_ADDRESSES: Kind = kind("networking.k8s.io", "ipaddresses");
 pub const LIMIT_RANGES: Kind = kind("", "limitranges");
 pub const NAMESPACES: Kind = kind("", "namespaces");
 pub const NODES: Kind = kind("", "nodes");
@@ -44,6 +45,7 @@ pub const ROLE_BINDINGS: Kind = kind("rbac.authorization.k8s.io", "rolebindings"
 pub const SECRETS: Kind = kind("", "secrets");
 pub const SERVICES: Kind = kind("", "services");
 pub const SERVICE_ACCOUNTS: Kind = kind("", "serviceaccounts");
+pub const SERVICE_CIDRS: Kind = kind("networking.k8s.io", "servicecidrs");
 pub const STORAGE_CLASSES: Kind = kind("storage.k8s.io", "storageclasses");
 pub const VOLUME_ATTACHMENTS: Kind = kind("storage.k8s.io", "volumeattachments");
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::{ATTEMPTS, Write, Writer};
 use crate::{
     admission::Operation,
-    allocate::{Allocators, Claims},
+    allocate::Claims,
     cache::{Entry, Filter, entry},
     objects::{Commit, Committed, bytes, load, range},
     request::key,
@@ -56,7 +56,7 @@ impl Writer {
         let (object, claims) = match &plan {
             Deletion::Mark(new) if *new == old => return Ok(Some(kept(bytes(resource, current).clone()))),
             Deletion::Mark(new) => (Some(new), Claims::default()),
-            Deletion::Remove => (None, Allocators::release(write.facts(), &old)),
+            Deletion::Remove => (None, self.allocators.release(write.facts(), &old).await?),
         };
         if write.dry_run {
             return Ok(Some(match object {

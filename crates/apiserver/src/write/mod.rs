@@ -107,7 +107,7 @@ impl Write<'_> {
     }
 
     /// Notes whose the fields of `new` are; they count with their defaults.
-    fn track(&self, live: Option<&Value>, new: &mut Value) {
+    pub fn track(&self, live: Option<&Value>, new: &mut Value) {
         let types = resources::types();
         if let (Some(manager), Some(schema)) = (self.manager, types.get(self.facts().schema)) {
             complete(self.resource, new);

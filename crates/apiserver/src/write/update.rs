@@ -110,7 +110,7 @@ impl Writer {
     /// The last update of a deleted object: nothing holds it any more.
     async fn remove(&self, write: &Write<'_>, current: &Entry, new: &Value) -> Result<Option<Bytes>> {
         let key = key(write.namespace, write.name);
-        let claims = crate::allocate::Allocators::release(write.facts(), new);
+        let claims = self.allocators.release(write.facts(), new).await?;
         let commit = Commit { resource: write.resource, key: &key, expected: current.revision, object: None, claims };
         match self.objects.commit(commit).await? {
             Committed::Done(_) => Ok(Some(entry::encode(new).into())),

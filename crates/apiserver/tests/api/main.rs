@@ -10,6 +10,7 @@ mod kinds;
 mod lifecycle;
 mod lists;
 mod patches;
+mod service_ranges;
 mod subresources;
 mod tls;
 mod watches;

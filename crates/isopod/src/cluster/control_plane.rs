@@ -22,11 +22,10 @@ pub struct ControlPlane {
 
 /// Opens the store and builds the API server; when this returns, it answers in memory.
 pub async fn start(config: &Config) -> anyhow::Result<ControlPlane> {
-    let service_cidr: apiserver::Cidr =
-        config.network.service_cidr.parse().map_err(|error| anyhow::anyhow!("--service-cidr: {error}"))?;
+    let service_cidr = config.network.service_range()?;
     let advertise = SocketAddr::from((config.node_ip, config.api_port));
     let (names, mut ips): (Vec<String>, Vec<_>) = split_names(&config.certificate_names);
-    ips.extend([advertise.ip(), service_cidr.nth(1).into()]);
+    ips.extend([advertise.ip(), service_cidr.nth(1)]);
     let options =
         PkiOptions { server_names: names, server_ips: ips, cluster_domain: config.network.cluster_domain.clone() };
     let pki =
