@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::{
     ServiceAccount,
 };
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::Api;
 
@@ -27,6 +28,7 @@ pub fn compile(informers: &Informers) {
     compile_for::<Secret>(informers);
     compile_for::<Service>(informers);
     compile_for::<ServiceAccount>(informers);
+    compile_for::<ServiceCIDR>(informers);
     compile_for::<StatefulSet>(informers);
     compile_for::<StorageClass>(informers);
 }

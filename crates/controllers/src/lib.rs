@@ -27,6 +27,7 @@ pub mod replicas;
 pub mod resource_quota;
 pub mod root_ca;
 pub mod service_account;
+pub mod service_cidrs;
 pub mod stateful_set;
 pub mod storage_protection;
 pub mod ttl_after_finished;
@@ -69,6 +70,7 @@ pub fn registry() -> Vec<Entry> {
         entry::<storage_protection::VolumeProtection>(),
         entry::<ephemeral_volume::EphemeralVolumeController>(),
         entry::<local_path::LocalPathProvisioner>(),
+        entry::<service_cidrs::ServiceCidrController>(),
     ]
 }
 

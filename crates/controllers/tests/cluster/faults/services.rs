@@ -1,20 +1,26 @@
-//! Controllers of endpoints, killed.
+//! Controllers of endpoints and of the ranges of Services' addresses, killed.
 
 use futures::FutureExt as _;
 use k8s_openapi::api::core::v1::{Endpoints, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::api::DeleteParams;
 use serde_json::{Value, json};
 
 use super::{Run, Scenario, survives};
+use crate::Handy as _;
 
-pub const SCENARIOS: &[Scenario] = &[ENDPOINTS, MIRRORING];
+pub const SCENARIOS: &[Scenario] = &[ENDPOINTS, MIRRORING, RANGES];
 
 const ENDPOINTS: Scenario = Scenario {
     helpers: &["generic-garbage-collector"],
     ..Scenario::of(&["endpoint-controller", "endpointslice-controller"], |run| endpoints(run).boxed())
 };
 const MIRRORING: Scenario = Scenario::of(&["endpointslicemirroring-controller"], |run| mirroring(run).boxed());
+const RANGES: Scenario = Scenario {
+    identities: &["service-cidrs-controller"],
+    ..Scenario::of(&["service-cidr-controller"], |run| ranges(run).boxed())
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_endpoint_controllers_follow_pods() {
@@ -24,6 +30,11 @@ async fn killed_endpoint_controllers_follow_pods() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_mirroring_controller_follows_endpoints() {
     survives(MIRRORING).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_range_controller_keeps_ranges_in_use() {
+    survives(RANGES).await;
 }
 
 fn addresses(endpoints: &Endpoints) -> usize {
@@ -79,4 +90,27 @@ async fn mirroring(run: Run) {
     run.until_list::<EndpointSlice>("two services'", |slices| slices.len() == 2).await;
     run.remove::<Endpoints>("brief", DeleteParams::default()).await;
     run.until_list("one service's", |slices| ready(slices) == [(1, Some(8080))]).await;
+}
+
+/// Ranges of the run's own, so that no run holds another's back.
+async fn ranges(run: Run) {
+    let number: String = run.name.chars().filter(char::is_ascii_digit).collect();
+    let ready = |status: &'static str| {
+        move |range: &ServiceCIDR| {
+            let mut conditions = range.status.iter().flat_map(|status| status.conditions.iter().flatten());
+            conditions.any(|condition| condition.type_ == "Ready" && condition.status == status)
+        }
+    };
+    for (name, first) in [("kept", 0), ("going", 16)] {
+        let spec = json!({"cidrs": [format!("10.96.{number}.{first}/28")]});
+        run.cluster::<ServiceCIDR>().make(json!({"metadata": {"name": run.own(name)}, "spec": spec})).await;
+        run.until_key(&run.own(name), ready("True")).await;
+    }
+    let mut web = service("web", json!({"app": "web"}));
+    web["spec"]["clusterIP"] = json!(format!("10.96.{number}.20"));
+    run.make::<Service>(web).await;
+    run.cluster::<ServiceCIDR>().remove(&run.own("going"), DeleteParams::default()).await;
+    run.until_key(&run.own("going"), ready("False")).await;
+    run.remove::<Service>("web", DeleteParams::default()).await;
+    run.until_gone_key::<ServiceCIDR>(&run.own("going")).await;
 }
