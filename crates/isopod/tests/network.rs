@@ -39,6 +39,17 @@ fn pods_reach_each_other_as_promised() {
     });
 }
 
+/// On a cluster of its own, since other Services might get addresses from the ranges.
+#[test]
+fn services_get_addresses_from_further_ranges() {
+    let (cluster, _) = cluster();
+    let node = name(&cluster.get(&["nodes"])["items"][0]).to_owned();
+    let scene = Scene { cluster: &cluster, namespace: "default", node: (node, String::new()) };
+    cluster.wait(&["serviceaccount/default"], |_| true);
+    a_service_in_a_second_range(&scene);
+    a_range_outlives_its_services(&scene);
+}
+
 impl Scene<'_> {
     fn arguments<'a>(&'a self, arguments: &[&'a str]) -> Vec<&'a str> {
         ["-n", self.namespace].into_iter().chain(arguments.iter().copied()).collect()
@@ -84,6 +95,14 @@ impl Scene<'_> {
         lines.filter_map(|line| Some(line.strip_prefix("pod:")?.trim().to_owned())).collect()
     }
 
+    /// Waits until a command says just this.
+    fn said(&self, command: &[&str], want: &str) {
+        eventually(&format!("{command:?} says {want}"), || {
+            let said = self.run(command);
+            if said.trim() == want { Ok(()) } else { Err(said) }
+        });
+    }
+
     fn answered(&self, from: &str, url: &str, by: &str) {
         eventually(&format!("{url} is answered by {by} in {}", self.namespace), || {
             let answerers = self.answerers(from, url, 1);
@@ -122,6 +141,84 @@ fn a_service_changes_its_type(scene: &Scene) {
     let away = scene.patch("service/s", &json!({"spec": {"type": "ExternalName", "externalName": "example.org"}}));
     assert_eq!((&away["spec"]["clusterIP"], &away["spec"]["ports"][0]["nodePort"]), (&Value::Null, &Value::Null));
     scene.create(&[service("next", json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": port}]}))]);
+}
+
+/// The command that tells whether a range may be drawn from, and why not.
+const READY: [&str; 4] = [
+    "get",
+    "servicecidr/more",
+    "-o",
+    r#"jsonpath={.status.conditions[?(@.type=="Ready")]['status','reason','message']}"#,
+];
+
+fn a_service_in_a_second_range(scene: &Scene) {
+    let range = json!({"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "more"},
+        "spec": {"cidrs": ["10.96.100.0/28"]}});
+    scene.cluster.apply(&range.to_string());
+    scene.said(&READY, "True  Kubernetes Service CIDR is ready");
+    let range = scene.get("servicecidr/more");
+    assert_eq!(range["metadata"]["finalizers"], json!(["networking.k8s.io/service-cidr-finalizer"]));
+
+    let spec =
+        json!({"clusterIP": "10.96.100.5", "selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]});
+    let host = hello("host", json!({"args": ["--port", "18080"]}), json!({"hostNetwork": true}));
+    let tool = pod("tool", json!({"containers": [shell("c", "sleep 100000", json!({}))]}));
+    let client = hello("client", json!({}), json!({}));
+    scene.create(&[hello("web", json!({}), json!({})), client, host, tool, service("far", spec)]);
+    scene.ready(&["web", "client", "host", "tool"]);
+    for url in ["http://10.96.100.5", "http://far"] {
+        scene.answered("client", url, "web");
+    }
+    // A pod reaches itself through it, and so does the node.
+    scene.answered("web", "http://10.96.100.5", "web");
+    scene.answered("host", "http://10.96.100.5", "web");
+    let far = "far.default.svc.cluster.local";
+    for (question, want) in [(far, "Address: 10.96.100.5".to_owned()), ("10.96.100.5", format!("name = {far}"))] {
+        let look = format!("nslookup {question} 2>&1; true");
+        eventually(&format!("the answer for {question}"), || {
+            let answer = scene.run(&["exec", "tool", "--", "sh", "-c", &look]);
+            if answer.contains(&want) { Ok(()) } else { Err(answer) }
+        });
+    }
+    let shown = scene.run(&["get", "servicecidrs,ipaddresses", "--no-headers"]);
+    let shown: Vec<_> =
+        shown.lines().map(|line| line.split_whitespace().take(2).collect::<Vec<_>>().join(" ")).collect();
+    for line in [
+        "servicecidr.networking.k8s.io/kubernetes 10.43.0.0/16",
+        "servicecidr.networking.k8s.io/more 10.96.100.0/28",
+        "ipaddress.networking.k8s.io/10.43.0.1 services/default/kubernetes",
+        "ipaddress.networking.k8s.io/10.43.0.10 services/kube-system/kube-dns",
+        "ipaddress.networking.k8s.io/10.96.100.5 services/default/far",
+    ] {
+        assert!(shown.iter().any(|shown| shown == line), "{line} is not in {shown:#?}");
+    }
+    let described = scene.run(&["describe", "servicecidr/more", "ipaddress/10.96.100.5"]);
+    for text in ["10.96.100.0/28", "Kubernetes Service CIDR is ready", "services", "far"] {
+        assert!(described.contains(text), "{text} is not in {described}");
+    }
+
+    // Without its IPAddress the Service is served all the same, until it has it back.
+    let uid = testkit::uid(&scene.get("ipaddress/10.96.100.5")).to_owned();
+    scene.run(&["delete", "ipaddress", "10.96.100.5"]);
+    scene.wait("ipaddress/10.96.100.5", |address| testkit::uid(address) != uid);
+    let told = ["events", "--for", "service/far", "-o", "jsonpath={.items[*].message}"];
+    scene.said(&told, "Cluster IP [IPv4]: 10.96.100.5 is not allocated; repairing");
+    scene.answered("client", "http://far", "web");
+}
+
+fn a_range_outlives_its_services(scene: &Scene) {
+    scene.run(&["delete", "servicecidr", "more", "--wait=false"]);
+    let text =
+        "There are still IPAddresses referencing the ServiceCIDR, please remove them or create a new ServiceCIDR";
+    scene.said(&READY, &format!("False Terminating {text}"));
+    let late = ["create", "service", "clusterip", "late", "--clusterip=10.96.100.6", "--tcp=80"];
+    let refused = scene.cluster.refuse(&scene.arguments(&late));
+    assert!(refused.contains("failed to allocate IP 10.96.100.6: the provided network does not match"), "{refused}");
+    scene.answered("client", "http://far", "web");
+    scene.run(&["delete", "service", "far"]);
+    scene.run(&["wait", "--for=delete", "servicecidr/more", "--timeout=120s"]);
+    let left = scene.run(&["get", "ipaddresses", "-o", "name"]);
+    assert!(!left.contains("10.96.100."), "{left}");
 }
 
 fn clients_keep_their_endpoint(scene: &Scene) {
