@@ -10,6 +10,7 @@ use nix::sched::CloneFlags;
 use super::process::{Report, Stdio, execute, send};
 use super::rootfs;
 use super::spec::{Process, Spec};
+use super::users::UserNamespace;
 use crate::cgroup::Placement;
 use crate::sys::process::{close_on_exec_from, exit_now, reset_signals};
 
@@ -23,6 +24,8 @@ pub(crate) struct Init {
     /// The pod's infra process and which of its namespaces to join.
     pub(crate) pause: OwnedFd,
     pub(crate) join: CloneFlags,
+    /// The pod's own, if it has one.
+    pub(crate) users: Option<UserNamespace>,
     pub(crate) stdio: Stdio,
     pub(crate) report: OwnedFd,
 }
@@ -34,6 +37,7 @@ pub(crate) struct Exec {
     pub(crate) placement: Placement,
     /// The container's init.
     pub(crate) container: OwnedFd,
+    pub(crate) users: Option<UserNamespace>,
     pub(crate) stdio: Stdio,
     pub(crate) report: OwnedFd,
 }
@@ -41,7 +45,7 @@ pub(crate) struct Exec {
 /// Becomes the container's command; runs in a child that was born in new mount and, if it has its
 /// own, pid namespaces.
 pub(crate) fn become_container(init: Init) -> Infallible {
-    let Init { spec, placement, pause, join, stdio, report } = init;
+    let Init { spec, placement, pause, join, users, stdio, report } = init;
     finish(&report.try_clone(), || {
         enter_cgroup(&placement)?;
         let spec: Spec = read(&spec)?;
@@ -51,13 +55,20 @@ pub(crate) fn become_container(init: Init) -> Infallible {
             nix::sched::setns(pause.as_fd(), join).map_err(|error| format!("join the pod's namespaces: {error}"))?;
         }
         if spec.cgroup_views.is_empty() {
-            nix::sched::unshare(CloneFlags::CLONE_NEWCGROUP)
-                .map_err(|error| format!("new cgroup namespace: {error}"))?;
+            unshare(CloneFlags::CLONE_NEWCGROUP)?;
         }
-        let sources = rootfs::open_sources(&spec, Some(&pause))?;
+        let sources = rootfs::open_sources(&spec, Some(&pause), users.as_ref())?;
         nix::sys::stat::umask(nix::sys::stat::Mode::empty()); // what is made below has the mode it asks for
-        rootfs::enter(&spec)?;
-        rootfs::populate(&spec, sources)?;
+        rootfs::enter(&spec, users.as_ref())?;
+        rootfs::populate(&spec, sources, users.as_ref())?;
+        if let Some(users) = users {
+            users.join(&stdio)?;
+            // Again, so that the container's rights act on them; what is mounted is locked in its place by that.
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            if spec.cgroup_views.is_empty() {
+                unshare(CloneFlags::CLONE_NEWCGROUP)?;
+            }
+        }
         execute(&spec.process, &filter, stdio, report.as_fd(), |terminal| {
             if let Some(slave) = terminal {
                 rootfs::console(slave)?;
@@ -67,9 +78,13 @@ pub(crate) fn become_container(init: Init) -> Infallible {
     })
 }
 
+fn unshare(namespace: CloneFlags) -> Result<(), String> {
+    nix::sched::unshare(namespace).map_err(|error| format!("new namespace {namespace:?}: {error}"))
+}
+
 /// Becomes a command in a running container; its pid namespace was chosen before the fork.
 pub(crate) fn become_exec(exec: Exec) -> Infallible {
-    let Exec { process, placement, container, stdio, report } = exec;
+    let Exec { process, placement, container, users, stdio, report } = exec;
     finish(&report.try_clone(), || {
         enter_cgroup(&placement)?;
         let process: Process = read(&process)?;
@@ -82,6 +97,9 @@ pub(crate) fn become_exec(exec: Exec) -> Infallible {
             | CloneFlags::CLONE_NEWCGROUP;
         nix::sched::setns(container.as_fd(), namespaces)
             .map_err(|error| format!("join the container's namespaces: {error}"))?;
+        if let Some(users) = users {
+            users.join(&stdio)?;
+        }
         execute(&process, &filter, stdio, report.as_fd(), |_| Ok(()))
     })
 }

@@ -11,3 +11,4 @@ pub(crate) mod seccomp;
 pub(crate) mod spec;
 mod syscalls;
 pub(crate) mod user;
+pub(crate) mod users;

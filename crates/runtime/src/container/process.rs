@@ -106,6 +106,12 @@ fn connect(stdio: Stdio, identity: &Identity, report: BorrowedFd) -> Result<Opti
 fn drop_rights(process: &Process, identity: &Identity, filter: &[u64]) -> Result<(), String> {
     let step = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
     let nix_step = |what: &'static str| move |error: Errno| format!("{what}: {error}");
+    let id_step = |what: &'static str| {
+        move |error: Errno| match error {
+            Errno::EINVAL => format!("cannot set {what} to unmapped user in user namespace"),
+            other => format!("set {what}: {other}"),
+        }
+    };
     let capabilities = process.capabilities;
     if let Some(profile) = &process.apparmor {
         let command = format!("exec {profile}");
@@ -116,15 +122,15 @@ fn drop_rights(process: &Process, identity: &Identity, filter: &[u64]) -> Result
     }
     credentials::limit_bounding(capabilities.bounding).map_err(step("drop capabilities"))?;
     let groups: Vec<Gid> = identity.groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
-    nix::unistd::setgroups(&groups).map_err(nix_step("set groups"))?;
+    nix::unistd::setgroups(&groups).map_err(id_step("groups"))?;
     // Without no_new_privs only CAP_SYS_ADMIN may install a filter, and it is about to go.
     if !filter.is_empty() && !process.no_new_privileges {
         credentials::install_filter(filter).map_err(step("install the seccomp filter"))?;
     }
     credentials::keep_capabilities(true).map_err(step("keep capabilities"))?;
     let (uid, gid) = (Uid::from_raw(identity.uid), Gid::from_raw(identity.gid));
-    nix::unistd::setresgid(gid, gid, gid).map_err(nix_step("set gid"))?;
-    nix::unistd::setresuid(uid, uid, uid).map_err(nix_step("set uid"))?;
+    nix::unistd::setresgid(gid, gid, gid).map_err(id_step("gid"))?;
+    nix::unistd::setresuid(uid, uid, uid).map_err(id_step("uid"))?;
     credentials::keep_capabilities(false).map_err(step("keep capabilities"))?;
     let set = capabilities.bounding;
     credentials::set_capabilities(set, set, capabilities.ambient).map_err(step("set capabilities"))?;
@@ -201,7 +207,7 @@ fn find(command: &str, env: &[String]) -> Result<PathBuf, String> {
 }
 
 /// The system's message as other runtimes print it: lower case, no number.
-fn lower(error: io::Error) -> String {
+pub(super) fn lower(error: io::Error) -> String {
     match error.raw_os_error() {
         Some(code) => Errno::from_raw(code).desc().to_ascii_lowercase(),
         None => error.to_string(),

@@ -13,6 +13,7 @@ use nix::sched::CloneFlags;
 use nix::sys::stat::{Mode, SFlag};
 
 use super::spec::{DeviceNode, Mount, Propagation, Source, Spec};
+use super::users::UserNamespace;
 use crate::sys::mount::{self, Resolve, attr};
 
 type Failed = String;
@@ -30,7 +31,11 @@ pub(crate) struct Sources {
 
 /// Opens what the container will see of the host. `pause` holds the pod's /dev/shm in its own mount
 /// namespace.
-pub(crate) fn open_sources(spec: &Spec, pause: Option<&OwnedFd>) -> Result<Sources, Failed> {
+pub(crate) fn open_sources(
+    spec: &Spec,
+    pause: Option<&OwnedFd>,
+    users: Option<&UserNamespace>,
+) -> Result<Sources, Failed> {
     let shm_path = Path::new("/dev/shm");
     let shm = match (spec.host_ipc, pause) {
         (true, _) | (false, None) => mount::clone_tree(shm_path, false),
@@ -38,7 +43,12 @@ pub(crate) fn open_sources(spec: &Spec, pause: Option<&OwnedFd>) -> Result<Sourc
     };
     // Images last: mounting one, even for a moment, needs a private root, and that would cut the host's
     // mounts from their peers.
-    let mut mounts: Vec<Option<OwnedFd>> = spec.mounts.iter().map(open_on_host).collect::<Result<_, _>>()?;
+    let mut mounts: Vec<Option<OwnedFd>> =
+        spec.mounts.iter().map(|mount| open_on_host(mount, users)).collect::<Result<_, _>>()?;
+    if let Some(users) = users {
+        private_root()?;
+        map_layers(&spec.rootfs.layers, users)?;
+    }
     for (slot, mount) in mounts.iter_mut().zip(&spec.mounts) {
         if let Source::Image { lowers, sub_path } = &mount.source {
             *slot = Some(image_volume(&spec.rootfs.layers, lowers, sub_path, &spec.rootfs.mount_point)?);
@@ -63,9 +73,12 @@ fn pod_shm(pause: &OwnedFd) -> io::Result<OwnedFd> {
     tree
 }
 
-fn open_on_host(mount: &Mount) -> Result<Option<OwnedFd>, Failed> {
+fn open_on_host(mount: &Mount, users: Option<&UserNamespace>) -> Result<Option<OwnedFd>, Failed> {
     let Source::Host(path) = &mount.source else { return Ok(None) };
     let tree = mount::clone_tree(path, true).map_err(failed("open volume", path))?;
+    if let Some(users) = users.filter(|_| mount.idmap) {
+        users.map(&tree, path)?;
+    }
     let propagation = match mount.propagation {
         Propagation::Private => MsFlags::MS_PRIVATE,
         Propagation::HostToContainer => MsFlags::MS_SLAVE,
@@ -73,6 +86,14 @@ fn open_on_host(mount: &Mount) -> Result<Option<OwnedFd>, Failed> {
     };
     mount::set_attributes(&tree, true, 0, propagation.bits()).map_err(failed("propagation of", path))?;
     Ok(Some(tree))
+}
+
+/// Covers the layers with themselves, owned by the same users of the pod as of the host: overlays of this namespace
+/// find them so.
+fn map_layers(layers: &Path, users: &UserNamespace) -> Result<(), Failed> {
+    let tree = mount::clone_tree(layers, false).map_err(failed("open", layers))?;
+    users.map(&tree, layers)?;
+    lookup(layers).and_then(|target| mount::attach(&tree, &target)).map_err(failed("mount on", layers))
 }
 
 /// A read-only overlay of an image's layers. It is mounted for a moment on the shared mount point, of
@@ -107,9 +128,13 @@ fn overlay(layers: &Path, options: &str, target: &Path, flags: MsFlags) -> Resul
 }
 
 /// Mounts the overlay and makes it `/`. The old root is gone afterwards.
-pub(crate) fn enter(spec: &Spec) -> Result<(), Failed> {
+pub(crate) fn enter(spec: &Spec, users: Option<&UserNamespace>) -> Result<(), Failed> {
     private_root()?;
     let rootfs = &spec.rootfs;
+    if let Some((uid, gid)) = users.map(|users| users.users.root()) {
+        let (uid, gid) = (Some(uid.as_raw()), Some(gid.as_raw()));
+        std::os::unix::fs::chown(&rootfs.upper, uid, gid).map_err(failed("own", &rootfs.upper))?;
+    }
     let lowers = if rootfs.lowers.is_empty() { "empty".into() } else { rootfs.lowers.join(":") };
     let options = format!("lowerdir={lowers},upperdir={},workdir={}", rootfs.upper.display(), rootfs.work.display());
     // Nothing of a container's root outlives it, so syncing it to disk would be waste.
@@ -131,15 +156,23 @@ pub(crate) fn pivot(root: &Path) -> Result<(), Failed> {
 }
 
 /// Everything that is mounted in the new root.
-pub(crate) fn populate(spec: &Spec, sources: Sources) -> Result<(), Failed> {
+pub(crate) fn populate(spec: &Spec, sources: Sources, users: Option<&UserNamespace>) -> Result<(), Failed> {
     const STRICT: u64 = attr::NOSUID | attr::NODEV | attr::NOEXEC;
+    users.map_or(Ok(()), UserNamespace::create_as_root)?;
+    let root = users.map_or((0, 0), |users| (users.users.uids.host, users.users.gids.host));
     let readonly_unless_privileged = if spec.privileged { STRICT } else { STRICT | attr::RDONLY };
     new_mount("proc", "/proc", &[], STRICT)?;
     new_mount("tmpfs", "/dev", &[("mode", "755"), ("size", "65536k")], attr::NOSUID | attr::RELATIME)?;
-    device_nodes(&spec.devices)?;
-    let terminal_options = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
+    device_nodes(&spec.devices, root)?;
+    let terminals = (root.1 + TERMINAL_GROUP).to_string();
+    let terminal_options = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", &terminals)];
     new_mount("devpts", "/dev/pts", &terminal_options, attr::NOSUID | attr::NOEXEC)?;
     new_mount("mqueue", "/dev/mqueue", &[], STRICT)?;
+    if users.is_some() {
+        // Made by the host's root, together with the namespace.
+        let queues = Path::new("/dev/mqueue");
+        std::os::unix::fs::chown(queues, Some(root.0), Some(root.1)).map_err(failed("own", queues))?;
+    }
     mount_on(&sources.shm, Path::new("/dev/shm"))?;
     new_mount("sysfs", "/sys", &[], readonly_unless_privileged)?;
     cgroups(spec, &sources.cgroups, readonly_unless_privileged)?;
@@ -217,13 +250,17 @@ fn directory(path: &Path) -> Result<OwnedFd, Failed> {
     Ok(fd)
 }
 
+/// The group that owns terminals, as distributions number it.
+const TERMINAL_GROUP: u32 = 5;
+
 const STANDARD_DEVICES: [(&str, u32, u32); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
-fn device_nodes(extra: &[DeviceNode]) -> Result<(), Failed> {
+/// Those of the host keep their owners, whom a user namespace does not know: its root is no owner of disks.
+fn device_nodes(extra: &[DeviceNode], (uid, gid): (u32, u32)) -> Result<(), Failed> {
     for (name, major, minor) in STANDARD_DEVICES {
         let path = PathBuf::from(format!("/dev/{name}"));
-        make_node(&DeviceNode { path, block: false, major, minor, mode: 0o666, uid: 0, gid: 0 })?;
+        make_node(&DeviceNode { path, block: false, major, minor, mode: 0o666, uid, gid })?;
     }
     for (link, target) in [
         ("/dev/fd", "/proc/self/fd"),

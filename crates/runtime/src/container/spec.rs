@@ -54,6 +54,9 @@ pub(crate) struct Mount {
     pub(crate) readonly: bool,
     pub(crate) recursive_readonly: bool,
     pub(crate) propagation: Propagation,
+    /// Files belong to the same users in the pod's user namespace as on the host.
+    #[serde(default)]
+    pub(crate) idmap: bool,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

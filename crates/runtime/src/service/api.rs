@@ -79,7 +79,8 @@ impl RuntimeService for Api {
             "cgroupVersion": if self.runtime.cgroups.is_v2() { 2 } else { 1 },
         });
         let info = request.into_inner().verbose.then(|| ("config".to_string(), info.to_string()));
-        let features = RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces: false };
+        let user_namespaces = self.runtime.user_namespaces;
+        let features = RuntimeHandlerFeatures { recursive_read_only_mounts: true, user_namespaces };
         answer(Ok(StatusResponse {
             status: Some(RuntimeStatus { conditions }),
             info: info.into_iter().collect(),

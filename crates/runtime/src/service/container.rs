@@ -10,6 +10,7 @@ use cri::v1::{
 
 use super::records::{ContainerRecord, PodRecord};
 use super::shims::{Session, call};
+use super::users::users;
 use super::{Container, Pod, Runtime, new_id, records, specs};
 use crate::container::init::START_FAILED;
 use crate::images::PINS;
@@ -71,6 +72,10 @@ impl Runtime {
             config: Some(config),
             ..ContainerRecord::default()
         };
+        let sandbox_users = users(&super::sandbox::namespaces(pod_record.config()))?;
+        if users(&specs::namespaces(&record))? != sandbox_users {
+            bail!("user namespace config for sandbox is different from container");
+        }
         // Refused now, not at start, like other mistakes in the configuration.
         specs::check(&record, &image)?;
         let directory = self.container_directory(&id);
@@ -126,7 +131,7 @@ impl Runtime {
             std::fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
         }
         let config = record.config();
-        let namespaces = context.namespaces();
+        let namespaces = specs::namespaces(record);
         let request = Request::Start(Start {
             container: record.id.clone(),
             spec: spec_file,

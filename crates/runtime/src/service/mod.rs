@@ -14,6 +14,7 @@ mod shims;
 mod specs;
 mod stats;
 mod status;
+mod users;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt;
@@ -55,6 +56,8 @@ pub(crate) struct Runtime {
     events: broadcast::Sender<ContainerEventResponse>,
     /// Capabilities that this process can hand on.
     permitted: u64,
+    /// Pods may have user namespaces of their own.
+    user_namespaces: bool,
     pulls: Mutex<BTreeMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
@@ -129,6 +132,10 @@ impl Runtime {
                 "CAP_SYS_RESOURCE is missing: containers keep our oom_score_adj where theirs would be lower"
             );
         }
+        let users = crate::container::users::supported(&images.layers_directory());
+        if let Err(reason) = &users {
+            tracing::info!(reason, "pods cannot have user namespaces of their own here");
+        }
         let empty = images.layers_directory().join(crate::images::EMPTY_LAYER);
         let runtime = Runtime {
             spawner: Spawner::new(config.shim_exe.clone(), empty),
@@ -139,6 +146,7 @@ impl Runtime {
             images,
             cgroups,
             permitted,
+            user_namespaces: users.is_ok(),
             config,
         };
         runtime.load()?;

@@ -11,8 +11,10 @@ use network::{Bandwidth, PodAttachment, PortMapping};
 
 use super::records::PodRecord;
 use super::shims::{Session, call};
+use super::users::users;
 use super::{Pod, Runtime, new_id, records};
 use crate::cgroup::Limits;
+use crate::container::users::Users;
 use crate::shim::log::now;
 use crate::shim::protocol::{Event, Exit, Reply, Request, Sandbox, State};
 
@@ -28,9 +30,6 @@ pub(super) fn namespaces(config: &PodSandboxConfig) -> NamespaceOption {
 impl Runtime {
     pub(super) async fn run_pod(self: &Arc<Self>, config: PodSandboxConfig, handler: String) -> Result<String> {
         let metadata = config.metadata.as_ref().context("sandbox config must include metadata")?;
-        if namespaces(&config).userns_options.is_some_and(|user| user.mode() == NamespaceMode::Pod) {
-            bail!("user namespaces are not supported by this runtime");
-        }
         let twin = |pod: &&Arc<Pod>| pod.record.lock().config().metadata.as_ref() == Some(metadata);
         if let Some(twin) = self.pods.lock().values().find(twin) {
             bail!("failed to reserve sandbox name: it is reserved for {:?}", twin.id);
@@ -78,6 +77,7 @@ impl Runtime {
         std::fs::create_dir_all(&state).with_context(|| format!("create {}", state.display()))?;
         write_files(&self.pod_directory(&pod.id), config)?;
         let options = namespaces(config);
+        let users = users(&options)?;
         let host_network = options.network() == NamespaceMode::Node;
         let sandbox = Sandbox {
             directory: state,
@@ -87,7 +87,8 @@ impl Runtime {
             host_network,
             host_ipc: options.ipc() == NamespaceMode::Node,
             shared_pid: options.pid() == NamespaceMode::Pod,
-            sysctls: sysctls(config, host_network),
+            sysctls: sysctls(config, host_network, users),
+            users,
         };
         let started = self.spawner.spawn(&sandbox).await;
         let (session, pause) = started.with_context(|| format!("failed to start sandbox {:?}", pod.id))?;
@@ -284,13 +285,15 @@ impl Runtime {
 
 /// A pod's own network lets everyone ping and bind low ports, as upstream's runtimes have it: the
 /// host's reasons against it do not hold there.
-const NETWORK_SYSCTLS: [(&str, &str); 2] =
-    [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")];
+fn network_sysctls(users: Option<Users>) -> [(&'static str, String); 2] {
+    let last_group = users.map_or(u32::MAX, |users| users.gids.length - 1).min(i32::MAX as u32);
+    [("net.ipv4.ip_unprivileged_port_start", "0".to_owned()), ("net.ipv4.ping_group_range", format!("0 {last_group}"))]
+}
 
-fn sysctls(config: &PodSandboxConfig, host_network: bool) -> Vec<(String, String)> {
+fn sysctls(config: &PodSandboxConfig, host_network: bool, users: Option<Users>) -> Vec<(String, String)> {
     let asked = config.linux.as_ref().map(|linux| &linux.sysctls);
-    let ours = NETWORK_SYSCTLS.iter().filter(|_| !host_network);
-    let mut all: BTreeMap<String, String> = ours.map(|(name, value)| ((*name).into(), (*value).into())).collect();
+    let ours = network_sysctls(users).into_iter().filter(|_| !host_network);
+    let mut all: BTreeMap<String, String> = ours.map(|(name, value)| (name.into(), value)).collect();
     all.extend(asked.into_iter().flatten().map(|(name, value)| (name.replace('/', "."), value.clone())));
     all.into_iter().collect()
 }

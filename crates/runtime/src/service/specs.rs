@@ -13,10 +13,12 @@ use sha2::{Digest, Sha256};
 
 use super::Runtime;
 use super::records::{ContainerRecord, PodRecord};
+use super::users::{maps, users};
 use crate::cgroup::{DEFAULT_DEVICES, DeviceRule, Limits, device_rule};
 use crate::container::capabilities;
 use crate::container::seccomp;
 use crate::container::spec::{DeviceNode, Mount, Process, Propagation, Rootfs, Source, Spec, User};
+use crate::container::users::Users;
 use crate::images::{Image, Images};
 
 /// All that a container's spec is made of.
@@ -49,6 +51,10 @@ fn security(record: &ContainerRecord) -> LinuxContainerSecurityContext {
     record.config().linux.as_ref().and_then(|linux| linux.security_context.clone()).unwrap_or_default()
 }
 
+pub(super) fn namespaces(record: &ContainerRecord) -> NamespaceOption {
+    security(record).namespace_options.unwrap_or_default()
+}
+
 /// A command replaces the image's entrypoint and with it the image's arguments.
 fn arguments(record: &ContainerRecord, image: &Image) -> Result<Vec<String>> {
     let config = record.config();
@@ -62,10 +68,6 @@ fn arguments(record: &ContainerRecord, image: &Image) -> Result<Vec<String>> {
 }
 
 impl Context<'_> {
-    pub(super) fn namespaces(&self) -> NamespaceOption {
-        security(self.record).namespace_options.unwrap_or_default()
-    }
-
     pub(super) fn resources(&self) -> Option<&LinuxContainerResources> {
         self.record.config().linux.as_ref()?.resources.as_ref()
     }
@@ -91,7 +93,7 @@ impl Context<'_> {
             devices: self.devices()?.into_iter().map(|(node, _)| node).collect(),
             privileged: security.privileged,
             cgroup_views: runtime.cgroups.views(&self.record.cgroup),
-            host_ipc: self.namespaces().ipc() == NamespaceMode::Node,
+            host_ipc: namespaces(self.record).ipc() == NamespaceMode::Node,
             process: self.process(&security)?,
         })
     }
@@ -178,21 +180,22 @@ impl Context<'_> {
 
     fn mounts(&self, security: &LinuxContainerSecurityContext) -> Result<Vec<Mount>> {
         let config = self.record.config();
-        let mut mounts = config.mounts.iter().map(|mount| self.mount(mount)).collect::<Result<Vec<_>>>()?;
+        let users = users(&namespaces(self.record))?;
+        let mut mounts = config.mounts.iter().map(|mount| self.mount(mount, users)).collect::<Result<Vec<_>>>()?;
         let pod = self.runtime.pod_directory(&self.pod.id);
         for (name, readonly) in [("hosts", false), ("hostname", false), ("resolv.conf", true)] {
             let target = Path::new("/etc").join(name);
             if !mounts.iter().any(|mount| mount.target == target) {
                 let readonly = readonly && security.readonly_rootfs;
                 let source = Source::Host(pod.join(name));
-                mounts.push(Mount { source, target, readonly, ..Mount::default() });
+                mounts.push(Mount { source, target, readonly, idmap: users.is_some(), ..Mount::default() });
             }
         }
         mounts.sort_by_key(|mount| mount.target.components().count());
         Ok(mounts)
     }
 
-    fn mount(&self, mount: &cri::v1::Mount) -> Result<Mount> {
+    fn mount(&self, mount: &cri::v1::Mount, users: Option<Users>) -> Result<Mount> {
         let target = Path::new("/").join(&mount.container_path);
         if let Some(image) = mount.image.as_ref().filter(|image| !image.image.is_empty()) {
             let found = self.runtime.images.get(&image.image)?;
@@ -220,6 +223,7 @@ impl Context<'_> {
             readonly: mount.readonly,
             recursive_readonly: mount.recursive_read_only,
             propagation,
+            idmap: maps(mount, users)?,
         })
     }
 

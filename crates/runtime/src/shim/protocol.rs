@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cgroup::Placement;
 use crate::container::spec::Identity;
+use crate::container::users::Users;
 
 /// Which pid namespace a container lives in.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +37,9 @@ pub(crate) struct Sandbox {
     /// The pause process is pid 1 of a namespace that containers may join.
     pub(crate) shared_pid: bool,
     pub(crate) sysctls: Vec<(String, String)>,
+    /// The pod has a user namespace of its own.
+    #[serde(default)]
+    pub(crate) users: Option<Users>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

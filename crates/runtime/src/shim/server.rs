@@ -21,6 +21,7 @@ use crate::cgroup::Placement;
 use crate::container::init::{self, Exec, Init};
 use crate::container::process::{Report, Stdio as ChildStdio};
 use crate::container::spec::Identity;
+use crate::container::users::UserNamespace;
 use crate::sys::{process, seqpacket};
 
 /// Becomes a pod's shim; `first` is the service's connection.
@@ -48,6 +49,7 @@ struct Shim {
     /// To come back after choosing a child's pid namespace.
     own_pid_namespace: OwnedFd,
     pause: Option<(Pid, OwnedFd)>,
+    users: Option<UserNamespace>,
     containers: BTreeMap<String, Container>,
     connections: BTreeMap<u64, Connection>,
     starting: Vec<Starting>,
@@ -103,6 +105,8 @@ impl Shim {
         let signals = child_signals().map_err(|error| step("signalfd")(error.into()))?;
         let own = std::fs::File::open("/proc/self/ns/pid").map_err(step("open the pid namespace"))?;
         let pause = start_pause(&sandbox)?;
+        let users = sandbox.users.map(|users| UserNamespace::of(pause.0.as_raw(), users)).transpose();
+        let users = users.map_err(step("open the user namespace"))?;
         let listener = seqpacket::listen(&sandbox.directory, SOCKET).map_err(step("listen on the control socket"))?;
         let _ = std::fs::write("/proc/self/oom_score_adj", "-999");
         Ok(Shim {
@@ -111,6 +115,7 @@ impl Shim {
             signals,
             own_pid_namespace: own.into(),
             pause: Some(pause),
+            users,
             containers: BTreeMap::new(),
             connections: BTreeMap::new(),
             starting: Vec::new(),
@@ -306,6 +311,7 @@ impl Shim {
             placement: start.placement.clone(),
             pause,
             join,
+            users: self.users().map_err(fail)?,
             stdio: theirs.map_or(ChildStdio::Terminal, ChildStdio::Descriptors),
             report: their_report,
         };
@@ -335,13 +341,23 @@ impl Shim {
         let target = self.running(container)?.pidfd.try_clone().map_err(fail)?;
         let (report, their_report) = seqpacket::pair().map_err(fail)?;
         let member = target.try_clone().map_err(fail)?;
-        let child =
-            Exec { process: command, placement: placement.clone(), container: member, stdio, report: their_report };
+        let child = Exec {
+            process: command,
+            placement: placement.clone(),
+            container: member,
+            users: self.users().map_err(fail)?,
+            stdio,
+            report: their_report,
+        };
         let spawned = self.spawn(CloneFlags::empty(), &placement, Some(target), || init::become_exec(child));
         let (pid, pidfd) = spawned.map_err(fail)?;
         self.execs.insert(pid, Running { connection, pidfd });
         self.await_report(report, pid, connection, None);
         Ok(())
+    }
+
+    fn users(&self) -> io::Result<Option<UserNamespace>> {
+        self.users.as_ref().map(UserNamespace::try_clone).transpose()
     }
 
     /// The process whose pid namespace a child is to be born in.
@@ -502,9 +518,17 @@ fn start_pause(sandbox: &Sandbox) -> Result<(Pid, OwnedFd), String> {
     let cgroup = sandbox.placement.birthplace().map_err(fail)?;
     let flags = pause::namespaces(sandbox).bits();
     let pause = process::spawn(flags, cgroup.as_ref().map(AsFd::as_fd), || pause::become_pause(sandbox, theirs));
-    let pause = pause.map_err(fail)?;
+    let (pid, pidfd) = pause.map_err(fail)?;
+    let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), "-998");
+    if let Some(users) = &sandbox.users {
+        let given = users.give(pid.as_raw()).and_then(|()| seqpacket::send(report.as_fd(), &(), &[]));
+        if let Err(error) = given {
+            let _ = process::signal(pidfd.as_fd(), libc::SIGKILL); // it would wait for ever
+            return Err(format!("give the pod's user namespace its ids: {error}"));
+        }
+    }
     match seqpacket::receive::<Report>(report.as_fd()).map_err(fail)? {
         Some((Report::Failed(message), _)) => Err(message),
-        _ => Ok(pause),
+        _ => Ok((pid, pidfd)),
     }
 }

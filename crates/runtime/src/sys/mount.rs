@@ -27,6 +27,8 @@ pub(crate) mod attr {
     pub(crate) const NODEV: u64 = 0x4;
     pub(crate) const NOEXEC: u64 = 0x8;
     pub(crate) const RELATIME: u64 = 0;
+    /// Together with a user namespace.
+    pub(super) const IDMAP: u64 = 0x0010_0000;
 }
 
 #[repr(C)]
@@ -96,16 +98,25 @@ pub(crate) fn attach(tree: &OwnedFd, target: &OwnedFd) -> io::Result<()> {
 
 /// Sets attributes and, unless 0, the propagation (`MS_PRIVATE`, `MS_SLAVE`, `MS_SHARED`) of a mount.
 pub(crate) fn set_attributes(tree: &OwnedFd, recursive: bool, set: u64, propagation: u64) -> io::Result<()> {
-    let attributes = MountAttr { set, propagation, ..MountAttr::default() };
+    change(tree, recursive, &MountAttr { set, propagation, ..MountAttr::default() })
+}
+
+/// Shows the files of a detached tree's topmost mount as owned by what their owners are in `users`, a user namespace.
+pub(crate) fn map_owners(tree: &OwnedFd, users: BorrowedFd) -> io::Result<()> {
+    let users = users.as_raw_fd() as u64;
+    change(tree, false, &MountAttr { set: attr::IDMAP, userns_fd: users, ..MountAttr::default() })
+}
+
+fn change(tree: &OwnedFd, recursive: bool, attributes: &MountAttr) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH as u32 | if recursive { AT_RECURSIVE } else { 0 };
-    // SAFETY: the attribute block is a live local and its size is passed along.
+    // SAFETY: the attribute block is borrowed for the call and its size is passed along.
     check(unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,
             tree.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &attributes,
+            attributes,
             size_of::<MountAttr>(),
         )
     })?;

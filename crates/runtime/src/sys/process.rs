@@ -56,6 +56,19 @@ pub(crate) fn spawn(
     Ok((Pid::from_raw(pid as i32), unsafe { OwnedFd::from_raw_fd(pidfd) }))
 }
 
+/// A child in the namespaces `flags` ask for that does nothing until it is killed, or its parent dies. It touches no
+/// memory that a lock guards, so that threads may make one.
+pub(crate) fn sleeper(flags: i32) -> io::Result<(Pid, OwnedFd)> {
+    spawn(flags, None, || {
+        // SAFETY: plain system calls.
+        unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+        loop {
+            // SAFETY: waits for a signal.
+            unsafe { libc::pause() };
+        }
+    })
+}
+
 /// Leaves without running destructors or exit handlers, which belong to the parent.
 pub(crate) fn exit_now(code: i32) -> ! {
     // SAFETY: `_exit` has no preconditions.
