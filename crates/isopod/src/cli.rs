@@ -198,6 +198,9 @@ pub struct NodeOptions {
     /// Sysctls that pods may set besides the safe ones: names, or groups ending in *.
     #[arg(long, env = "ISOPOD_ALLOWED_UNSAFE_SYSCTLS", value_delimiter = ',', value_name = "SYSCTL,...")]
     pub allowed_unsafe_sysctls: Vec<String>,
+    /// Ids that each pod with a user namespace of its own (hostUsers: false) gets; a multiple of 65536.
+    #[arg(long, env = "ISOPOD_USER_NAMESPACES_IDS_PER_POD", default_value_t = 65_536, value_name = "NUMBER")]
+    pub user_namespaces_ids_per_pod: u32,
     /// Remove unused images above this percentage of the disk; 100 never does.
     #[arg(long, env = "ISOPOD_IMAGE_GC_HIGH_THRESHOLD", default_value_t = 85, value_name = "PERCENT",
         value_parser = clap::value_parser!(u64).range(0..=100))]
@@ -219,6 +222,7 @@ impl NodeOptions {
             eviction_pressure_transition_period: "5m0s".into(),
             eviction_max_pod_grace_period: 0,
             allowed_unsafe_sysctls: Vec::new(),
+            user_namespaces_ids_per_pod: 65_536,
             image_gc_high_threshold: 100,
             image_gc_low_threshold: 80,
         }
@@ -234,6 +238,7 @@ impl NodeOptions {
             max_pod_grace_period: self.eviction_max_pod_grace_period,
         };
         config.allowed_unsafe_sysctls = self.allowed_unsafe_sysctls.clone();
+        config.user_namespaces_ids_per_pod = self.user_namespaces_ids_per_pod;
         config.eviction = kubelet::Eviction::parse(&flags).map_err(anyhow::Error::msg)?;
         if self.image_gc_low_threshold >= self.image_gc_high_threshold {
             anyhow::bail!(

@@ -38,6 +38,8 @@ pub struct Config {
     pub server: Option<Server>,
     pub max_pods: u32,
     pub pod_pids_limit: Option<i64>,
+    /// Ids that each pod with a user namespace of its own gets; a multiple of 65536.
+    pub user_namespaces_ids_per_pod: u32,
     /// Names, or groups ending in `*`, of sysctls that pods may set besides the safe ones.
     pub allowed_unsafe_sysctls: Vec<String>,
     /// Labels and taints the Node is registered with.
@@ -102,6 +104,7 @@ impl Config {
             server: None,
             max_pods: 110,
             pod_pids_limit: None,
+            user_namespaces_ids_per_pod: 65_536,
             allowed_unsafe_sysctls: Vec::new(),
             labels: BTreeMap::new(),
             taints: Vec::new(),

@@ -47,12 +47,15 @@ fn hostname(pod: &Pod, config: &Config) -> Result<String, String> {
     }
 }
 
-/// `host_resolv` is the text of the host's resolv.conf.
-pub fn sandbox(pod: &Pod, config: &Config, attempt: u32, host_resolv: &str) -> Result<v1::PodSandboxConfig, String> {
+/// `host_resolv` is the text of the host's resolv.conf, `users` the pod's own user namespace.
+pub fn sandbox(
+    pod: &Pod,
+    config: &Config,
+    attempt: u32,
+    host_resolv: &str,
+    users: Option<&v1::UserNamespace>,
+) -> Result<v1::PodSandboxConfig, String> {
     let spec = pod::spec(pod);
-    if spec.host_users == Some(false) {
-        return Err("user namespaces (hostUsers: false) are not supported by this node".to_owned());
-    }
     if spec.resource_claims.as_ref().is_some_and(|claims| !claims.is_empty()) {
         return Err("resource claims are not supported by this node".to_owned());
     }
@@ -78,7 +81,7 @@ pub fn sandbox(pod: &Pod, config: &Config, attempt: u32, host_resolv: &str) -> R
         annotations,
         linux: Some(v1::LinuxPodSandboxConfig {
             cgroup_parent: cgroup::parent(pod, config),
-            security_context: Some(security::sandbox(pod, &config.root_dir.join("seccomp"))),
+            security_context: Some(security::sandbox(pod, &config.root_dir.join("seccomp"), users)),
             sysctls: sysctls.map(|sysctl| (sysctl.name.replace('/', "."), sysctl.value.clone())).collect(),
             overhead: None,
             resources: Some(v1::LinuxContainerResources {
@@ -118,6 +121,8 @@ pub struct Prepared<'a> {
     pub image_user: &'a ImageUser,
     pub environment: &'a [(String, String)],
     pub mounts: Vec<v1::Mount>,
+    /// The pod's own user namespace, in which files belong to whom they belong on the host.
+    pub users: Option<&'a v1::UserNamespace>,
     pub devices: Vec<v1::Device>,
     pub target_id: Option<&'a str>,
     pub node_memory: i64,
@@ -143,6 +148,12 @@ pub fn container(pod: &Pod, member: &Member<'_>, config: &Config, prepared: Prep
     ];
     let seccomp_root = config.root_dir.join("seccomp");
     let environment = prepared.environment.iter();
+    let mut mounts = prepared.mounts;
+    if let Some(users) = prepared.users {
+        for mount in &mut mounts {
+            (mount.uid_mappings, mount.gid_mappings) = (users.uids.clone(), users.gids.clone());
+        }
+    }
     v1::ContainerConfig {
         metadata: Some(v1::ContainerMetadata { name: member.name().to_owned(), attempt: prepared.attempt }),
         image: Some(v1::ImageSpec {
@@ -154,7 +165,7 @@ pub fn container(pod: &Pod, member: &Member<'_>, config: &Config, prepared: Prep
         args: expand(&container.args),
         working_dir: container.working_dir.clone().unwrap_or_default(),
         envs: environment.map(|(key, value)| v1::KeyValue { key: key.clone(), value: value.clone() }).collect(),
-        mounts: prepared.mounts,
+        mounts,
         devices: prepared.devices,
         labels,
         annotations: annotations.map(|(key, value)| (key.to_owned(), value)).into(),
@@ -171,6 +182,7 @@ pub fn container(pod: &Pod, member: &Member<'_>, config: &Config, prepared: Prep
                 prepared.image_user,
                 prepared.target_id.filter(|_| member.kind == Kind::Ephemeral),
                 &seccomp_root,
+                prepared.users,
             )),
         }),
         ..Default::default()

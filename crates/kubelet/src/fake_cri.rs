@@ -31,6 +31,7 @@ struct World {
     containers: BTreeMap<String, Container>,
     images: BTreeMap<String, v1::Image>,
     calls: Vec<String>,
+    user_namespaces: bool,
 }
 
 /// Cheap to clone; clones share the same pods.
@@ -74,6 +75,11 @@ impl FakeCri {
         let world = self.world.lock();
         let matching = world.containers.values().filter(|c| c.status.metadata.as_ref().is_some_and(|m| m.name == name));
         matching.max_by_key(|container| container.status.created_at).map(|container| container.config.clone())
+    }
+
+    /// From now on it tells of a handler with user namespaces, and of none before.
+    pub fn support_user_namespaces(&self) {
+        self.world.lock().user_namespaces = true;
     }
 
     pub fn sandboxes(&self) -> usize {
@@ -173,7 +179,11 @@ impl runtime::RuntimeService for FakeCri {
         let condition =
             |kind: &str| v1::RuntimeCondition { r#type: kind.to_owned(), status: true, ..Default::default() };
         let conditions = vec![condition("RuntimeReady"), condition("NetworkReady")];
-        Ok(Response::new(v1::StatusResponse { status: Some(v1::RuntimeStatus { conditions }), ..Default::default() }))
+        let features = v1::RuntimeHandlerFeatures { user_namespaces: true, ..Default::default() };
+        let handler = v1::RuntimeHandler { name: String::new(), features: Some(features) };
+        let runtime_handlers = if self.world.lock().user_namespaces { vec![handler] } else { vec![] };
+        let status = Some(v1::RuntimeStatus { conditions });
+        Ok(Response::new(v1::StatusResponse { status, runtime_handlers, ..Default::default() }))
     }
 
     async fn run_pod_sandbox(&self, request: Request<v1::RunPodSandboxRequest>) -> Answer<v1::RunPodSandboxResponse> {

@@ -37,6 +37,7 @@ mod state;
 mod static_pods;
 mod status;
 mod status_writer;
+mod userns;
 mod volume;
 mod worker;
 
@@ -49,6 +50,7 @@ use crate::objects::Objects;
 use crate::pods::Pods;
 use crate::shared::Shared;
 use crate::static_pods::Mirrors;
+use crate::userns::UserNamespaces;
 use crate::volume::Tokens;
 use anyhow::Context as _;
 use client::{Client, Event, EventRecorder, Informers};
@@ -81,6 +83,7 @@ async fn serve(config: Config, informers: Informers, shutdown: CancellationToken
     std::fs::create_dir_all(&pods_dir)
         .and_then(|()| std::fs::set_permissions(&pods_dir, std::fs::Permissions::from_mode(0o750)))
         .with_context(|| format!("create {}", pods_dir.display()))?;
+    let users = UserNamespaces::open(&config).map_err(anyhow::Error::msg).context("create user namespace manager")?;
     let cri = Cri::connect(&config.cri_endpoint);
     let runtime = first_answer(&cri).await;
     tracing::info!(runtime = runtime.runtime_name, version = runtime.runtime_version, "runtime connected");
@@ -89,7 +92,7 @@ async fn serve(config: Config, informers: Informers, shutdown: CancellationToken
         None => None,
     };
     let port = listener.as_ref().map_or(0, server::Listener::port);
-    let shared = shared(config, &informers, cri, runtime.runtime_name.clone(), shutdown);
+    let shared = shared(config, &informers, (cri, users), runtime.runtime_name.clone(), shutdown);
     let left = loop {
         match pods::list_runtime(&shared.cri).await {
             Ok(left) => break left,
@@ -133,7 +136,7 @@ async fn serve(config: Config, informers: Informers, shutdown: CancellationToken
 fn shared(
     config: Config,
     informers: &Informers,
-    cri: Cri,
+    (cri, users): (Cri, UserNamespaces),
     runtime_name: String,
     shutdown: CancellationToken,
 ) -> Arc<Shared> {
@@ -148,6 +151,8 @@ fn shared(
         services: informers.get::<Service>(),
         allocatable: RwLock::new(Arc::new(allocatable)),
         pressures: RwLock::default(),
+        runtime_status: RwLock::default(),
+        users,
         capacity,
         runtime_name,
         client,

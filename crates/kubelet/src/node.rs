@@ -9,13 +9,14 @@ use crate::eviction::Pressure;
 use crate::images;
 use crate::pods::Pods;
 use crate::resources::{self, Quantities};
+use crate::shared::Shared;
 use client::{ErrorExt as _, EventType};
 use cri::v1;
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::{
-    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeSpec, NodeStatus,
-    NodeSystemInfo,
+    ContainerImage, DaemonEndpoint, Node, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeFeatures,
+    NodeRuntimeHandler, NodeRuntimeHandlerFeatures, NodeSpec, NodeStatus, NodeSystemInfo,
 };
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference, Time};
@@ -202,12 +203,13 @@ fn words(name: &str) -> String {
 }
 
 /// Asks the runtime whether it and the network are ready.
-async fn health(cri: &Cri, pressures: Vec<Pressure>) -> Health {
+async fn health(shared: &Shared) -> Health {
     let mut complaints = Vec::new();
-    match cri.status(v1::StatusRequest { verbose: false }).await {
+    match shared.cri.status(v1::StatusRequest { verbose: false }).await {
         Err(error) => complaints.push(format!("container runtime is down: {error}")),
         Ok(response) => {
-            let conditions = response.status.map(|status| status.conditions).unwrap_or_default();
+            let conditions = response.status.clone().map(|status| status.conditions).unwrap_or_default();
+            *shared.runtime_status.write() = Some(response);
             let told = |kind: &str| conditions.iter().find(|condition| condition.r#type == kind);
             for (kind, text) in [
                 ("RuntimeReady", "container runtime not ready: RuntimeReady=false"),
@@ -223,14 +225,22 @@ async fn health(cri: &Cri, pressures: Vec<Pressure>) -> Health {
             }
         }
     }
-    Health { complaints, pressures }
+    Health { complaints, pressures: shared.pressures() }
+}
+
+fn runtime_handler(handler: &v1::RuntimeHandler) -> NodeRuntimeHandler {
+    let features = handler.features.map(|features| NodeRuntimeHandlerFeatures {
+        recursive_read_only_mounts: Some(features.recursive_read_only_mounts),
+        user_namespaces: Some(features.user_namespaces),
+    });
+    NodeRuntimeHandler { name: Some(handler.name.clone()), features }
 }
 
 /// The whole status of the node.
 async fn status(pods: &Pods, old: &NodeStatus, runtime: &v1::VersionResponse, port: u16) -> NodeStatus {
     let shared = pods.shared();
     let config = &shared.config;
-    let health = health(&shared.cri, shared.pressures()).await;
+    let health = health(shared).await;
     let mut addresses: Vec<NodeAddress> =
         config.host_ips().into_iter().map(|address| NodeAddress { type_: "InternalIP".to_owned(), address }).collect();
     addresses.push(NodeAddress { type_: "Hostname".to_owned(), address: config.node_name.clone() });
@@ -245,6 +255,12 @@ async fn status(pods: &Pods, old: &NodeStatus, runtime: &v1::VersionResponse, po
         .collect();
     images.sort_by_key(|image| std::cmp::Reverse(image.size_bytes));
     images.truncate(IMAGES);
+    let told = shared.runtime_status.read().clone().unwrap_or_default();
+    let mut handlers: Vec<NodeRuntimeHandler> = told.runtime_handlers.iter().map(runtime_handler).collect();
+    handlers.sort_by(|a, b| a.name.cmp(&b.name));
+    let features = told
+        .features
+        .map(|features| NodeFeatures { supplemental_groups_policy: Some(features.supplemental_groups_policy) });
     NodeStatus {
         addresses: Some(addresses),
         allocatable: Some(with_foreign(&pods.allocatable(), old)),
@@ -255,6 +271,8 @@ async fn status(pods: &Pods, old: &NodeStatus, runtime: &v1::VersionResponse, po
         }),
         images: Some(images).filter(|images| !images.is_empty()),
         node_info: Some(system_info(runtime)),
+        runtime_handlers: Some(handlers).filter(|handlers| !handlers.is_empty()),
+        features,
         ..NodeStatus::default()
     }
 }
@@ -285,6 +303,8 @@ fn differs(old: &NodeStatus, new: &NodeStatus) -> bool {
             daemon_endpoints: status.daemon_endpoints.clone(),
             images: status.images.clone(),
             node_info: status.node_info.clone(),
+            runtime_handlers: status.runtime_handlers.clone(),
+            features: status.features.clone(),
             ..NodeStatus::default()
         };
         for condition in status.conditions.iter_mut().flatten() {

@@ -15,7 +15,7 @@ use crate::resize::Outdated;
 use crate::security;
 use crate::shared::Shared;
 use crate::state::{Instance, Sandbox};
-use crate::{cgroup, convert, dns, volume};
+use crate::{cgroup, convert, dns, userns, volume};
 use client::EventType::{Normal, Warning};
 use cri::v1;
 use jiff::Timestamp;
@@ -88,9 +88,14 @@ impl Job {
     pub async fn create_sandbox(self, attempt: u32) -> Result<Sandbox, String> {
         let shared = &self.shared;
         cgroup::create(&self.pod, &shared.config);
-        let config = convert::sandbox(&self.pod, &shared.config, attempt, &shared.host_resolv())?;
-        std::fs::create_dir_all(&config.log_directory).map_err(|e| format!("create {}: {e}", config.log_directory))?;
         let runtime_handler = self.runtime_handler().await?;
+        if userns::wanted(&self.pod) {
+            let status = shared.runtime_status.read();
+            userns::supported(status.as_ref().map(|status| &status.runtime_handlers[..]), &runtime_handler)?;
+        }
+        let users = shared.users.of(&self.pod)?;
+        let config = convert::sandbox(&self.pod, &shared.config, attempt, &shared.host_resolv(), users.as_ref())?;
+        std::fs::create_dir_all(&config.log_directory).map_err(|e| format!("create {}: {e}", config.log_directory))?;
         let request = v1::RunPodSandboxRequest { config: Some(config), runtime_handler };
         let id = shared.cri.run_pod_sandbox(request).await.map_err(|error| error.to_string())?.pod_sandbox_id;
         let status = shared.cri.sandbox_status(&id).await.map_err(|error| error.to_string())?;
@@ -114,7 +119,8 @@ impl Job {
         let references = self.objects.references().await;
         let references = references.map_err(|error| self.config_error(&member, error))?;
         let sandbox_id = self.sandbox.as_ref().map(|sandbox| sandbox.id.clone()).unwrap_or_default();
-        let sandbox = convert::sandbox(&pod, &self.shared.config, 0, &self.shared.host_resolv())
+        let users = self.shared.users.of(&pod).map_err(|error| self.config_error(&member, error))?;
+        let sandbox = convert::sandbox(&pod, &self.shared.config, 0, &self.shared.host_resolv(), users.as_ref())
             .map_err(|error| self.config_error(&member, error))?;
         let (image, volumes) = tokio::select! {
             images = self.images(&member, &references, &sandbox) => images?,
@@ -123,7 +129,7 @@ impl Job {
             }
         };
         let config = self
-            .container_config(&member, attempt, &references, (&image, &volumes), target_id.as_deref())
+            .container_config(&member, attempt, &references, (&image, &volumes), target_id.as_deref(), users.as_ref())
             .await
             .map_err(|error| self.config_error(&member, error))?;
         if self.stop.is_cancelled() {
@@ -270,6 +276,7 @@ impl Job {
         references: &References,
         (image, images): (&crate::images::Present, &volume::Images),
         target_id: Option<&str>,
+        users: Option<&v1::UserNamespace>,
     ) -> Result<v1::ContainerConfig, String> {
         let (shared, pod) = (&self.shared, &self.pod);
         security::check_non_root(pod, &member.container, &image.user)?;
@@ -303,6 +310,7 @@ impl Job {
             image_user: &image.user,
             environment: &environment.variables,
             mounts,
+            users,
             devices: volume::devices(&shared.config, pod, member)?,
             target_id,
             node_memory: shared.node_memory(),
@@ -380,14 +388,14 @@ impl Job {
 
     /// Gives back what the pod had on this node, but its dead containers and logs.
     pub async fn tear_down(self) -> Result<(), String> {
-        let (config, pod) = (self.shared.config.clone(), self.pod.clone());
+        let (shared, pod) = (self.shared.clone(), self.pod.clone());
         let uid = pod::uid(&pod).to_owned();
         self.shared.images.forget_pod(&uid);
         self.shared.tokens.forget(&uid);
         let work = tokio::task::spawn_blocking(move || {
-            let result = volume::tear_down(&config, pod::uid(&pod));
-            cgroup::remove(&pod, &config);
-            result
+            let result = volume::tear_down(&shared.config, pod::uid(&pod));
+            cgroup::remove(&pod, &shared.config);
+            result.inspect(|()| shared.users.release(pod::uid(&pod)))
         });
         work.await.map_err(|error| error.to_string())?
     }

@@ -333,12 +333,14 @@ impl Pods {
     }
 
     async fn clear_disk(&self, uid: &str) {
-        let (config, uid) = (self.shared.config.clone(), uid.to_owned());
+        let (shared, uid) = (self.shared.clone(), uid.to_owned());
         let work = tokio::task::spawn_blocking(move || {
-            if let Err(error) = crate::volume::tear_down(&config, &uid) {
-                tracing::warn!(uid, error, "orphaned volumes not removed");
+            let config = &shared.config;
+            match crate::volume::tear_down(config, &uid) {
+                Ok(()) => shared.users.release(&uid),
+                Err(error) => tracing::warn!(uid, error, "orphaned volumes not removed"),
             }
-            crate::cgroup::remove_uid(&uid, &config);
+            crate::cgroup::remove_uid(&uid, config);
             let suffix = format!("_{uid}");
             let logs = std::fs::read_dir(&config.pod_logs_dir).into_iter().flatten().flatten();
             for entry in logs.filter(|entry| entry.file_name().to_string_lossy().ends_with(&suffix)) {

@@ -68,7 +68,7 @@ pub fn check_non_root(pod: &Pod, container: &Container, image: &ImageUser) -> Re
     }
 }
 
-pub fn namespaces(pod: &Pod) -> v1::NamespaceOption {
+pub fn namespaces(pod: &Pod, users: Option<&v1::UserNamespace>) -> v1::NamespaceOption {
     let spec = pod::spec(pod);
     let node = |host: Option<bool>, otherwise| if host == Some(true) { NamespaceMode::Node } else { otherwise };
     let shared = spec.share_process_namespace == Some(true);
@@ -77,6 +77,7 @@ pub fn namespaces(pod: &Pod) -> v1::NamespaceOption {
         network: node(spec.host_network, NamespaceMode::Pod).into(),
         pid: node(spec.host_pid, pid).into(),
         ipc: node(spec.host_ipc, NamespaceMode::Pod).into(),
+        userns_options: users.cloned(),
         ..Default::default()
     }
 }
@@ -135,10 +136,10 @@ fn int64(value: Option<i64>) -> Option<v1::Int64Value> {
     value.map(|value| v1::Int64Value { value })
 }
 
-pub fn sandbox(pod: &Pod, seccomp_root: &Path) -> v1::LinuxSandboxSecurityContext {
+pub fn sandbox(pod: &Pod, seccomp_root: &Path, users: Option<&v1::UserNamespace>) -> v1::LinuxSandboxSecurityContext {
     let context = pod::spec(pod).security_context.as_ref();
     v1::LinuxSandboxSecurityContext {
-        namespace_options: Some(namespaces(pod)),
+        namespace_options: Some(namespaces(pod, users)),
         selinux_options: selinux(context.and_then(|context| context.se_linux_options.as_ref())),
         run_as_user: int64(context.and_then(|context| context.run_as_user)),
         run_as_group: int64(context.filter(|c| c.run_as_user.is_some()).and_then(|context| context.run_as_group)),
@@ -162,6 +163,7 @@ pub fn container(
     image: &ImageUser,
     target: Option<&str>,
     seccomp_root: &Path,
+    users: Option<&v1::UserNamespace>,
 ) -> v1::LinuxContainerSecurityContext {
     let context = own(container).cloned().unwrap_or_default();
     let privileged = privileged(container);
@@ -170,7 +172,7 @@ pub fn container(
         true => vec![],
         false => paths.iter().map(|&path| path.to_owned()).collect(),
     };
-    let mut namespace_options = namespaces(pod);
+    let mut namespace_options = namespaces(pod, users);
     if let Some(target) = target {
         namespace_options.set_pid(NamespaceMode::Target);
         namespace_options.target_id = target.to_owned();
@@ -254,13 +256,13 @@ mod tests {
                 "allowPrivilegeEscalation": false, "procMount": "Unmasked"}),
         );
         let root = Path::new("/seccomp");
-        let context = container(&pod, &pod::spec(&pod).containers[0], &ImageUser::default(), None, root);
+        let context = container(&pod, &pod::spec(&pod).containers[0], &ImageUser::default(), None, root, None);
         assert_eq!(context.run_as_user.map(|v| v.value), Some(9));
         assert_eq!(context.run_as_group.map(|v| v.value), Some(2));
         assert_eq!(context.supplemental_groups, [3, 4]);
         assert_eq!(context.seccomp.unwrap().localhost_ref, "/seccomp/a.json");
         assert!(context.no_new_privs && context.masked_paths.is_empty());
-        let options = container(&pod, &pod::spec(&pod).containers[0], &ImageUser::default(), Some("t"), root)
+        let options = container(&pod, &pod::spec(&pod).containers[0], &ImageUser::default(), Some("t"), root, None)
             .namespace_options
             .unwrap();
         assert_eq!((options.pid(), options.target_id.as_str()), (NamespaceMode::Target, "t"));

@@ -10,6 +10,7 @@ use crate::images::Images;
 use crate::objects::Objects;
 use crate::pod::{self, Member};
 use crate::resources::{self, Quantities};
+use crate::userns::UserNamespaces;
 use crate::volume::Tokens;
 use client::{Client, EventRecorder, EventType, Informer};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod, Service};
@@ -32,6 +33,9 @@ pub struct Shared {
     pub allocatable: RwLock<Arc<Quantities>>,
     /// What the node is short of.
     pub pressures: RwLock<Vec<Pressure>>,
+    /// What the runtime last said of itself.
+    pub runtime_status: RwLock<Option<cri::v1::StatusResponse>>,
+    pub users: UserNamespaces,
     /// Ends the tasks of all pods; the pods themselves go on.
     pub shutdown: CancellationToken,
 }

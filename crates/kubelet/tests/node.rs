@@ -475,3 +475,60 @@ async fn static_pods_run_and_are_mirrored() {
     wait("an empty runtime", async || (cluster.cri.sandboxes() == 0).then_some(())).await;
     kubelet.stop().await;
 }
+
+/// The user namespace that a container was made in, and that of its mounts.
+fn users(container: &cri::v1::ContainerConfig) -> (Option<cri::v1::UserNamespace>, Vec<&cri::v1::IdMapping>) {
+    let context = container.linux.as_ref().unwrap().security_context.as_ref().unwrap();
+    let mounts = container.mounts.iter().flat_map(|mount| mount.uid_mappings.iter().chain(&mount.gid_mappings));
+    (context.namespace_options.as_ref().unwrap().userns_options.clone(), mounts.collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_have_ids_of_their_own() {
+    let cluster = Cluster::start().await;
+    let kubelet = cluster.kubelet().await;
+    let named = |name: &str, host_users: Value| {
+        let mut spec = one(json!({"name": name}));
+        spec["hostUsers"] = host_users;
+        spec
+    };
+    let pod = cluster.create("one", named("first", false.into())).await;
+    let refused = cluster.event("one", "FailedCreatePodSandBox").await.message.unwrap();
+    let refusal =
+        "can't set `spec.hostUsers: false`, runtime does not support user namespaces: the handler \"\" is not known";
+    assert_eq!(refused, format!("Failed to create pod sandbox: {refusal}"));
+    cluster.cri.support_user_namespaces();
+    cluster.create("two", named("second", false.into())).await;
+    cluster.create("three", named("third", Value::Null)).await;
+    for name in ["one", "two", "three"] {
+        cluster.ready(name).await;
+    }
+    let node = serde_json::to_value(Api::<Node>::all(cluster.admin()).get("test").await.unwrap()).unwrap();
+    let features = json!({"recursiveReadOnlyMounts": false, "userNamespaces": true});
+    assert_eq!(node["status"]["runtimeHandlers"], json!([{"name": "", "features": features}]));
+
+    let first = cluster.cri.container("first").unwrap();
+    let (namespace, mounts) = users(&first);
+    let ids = namespace.clone().unwrap().uids[0];
+    assert!(ids.host_id >= 65_536 && ids.host_id.is_multiple_of(65_536) && ids.length == 65_536, "{ids:?}");
+    assert!(mounts.len() == 2 * first.mounts.len() && mounts.iter().all(|mapping| **mapping == ids), "{mounts:?}");
+    let directory = cluster.root().join("pods").join(pod.metadata.uid.as_deref().unwrap());
+    let kept: Value = serde_json::from_slice(&std::fs::read(directory.join("userns")).unwrap()).unwrap();
+    let mapping = json!([{"hostId": ids.host_id, "containerId": 0, "length": 65_536}]);
+    assert_eq!(kept, json!({"uidMappings": mapping, "gidMappings": mapping}));
+    assert_ne!(users(&cluster.cri.container("second").unwrap()).0.unwrap().uids[0].host_id, ids.host_id);
+    assert_eq!(users(&cluster.cri.container("third").unwrap()), (None, vec![]));
+
+    // The next kubelet goes on with the same ids.
+    kubelet.stop().await;
+    let kubelet = cluster.kubelet().await;
+    cluster.cri.exit("first", 1);
+    cluster.until("one", "restarted", |status| status["containerStatuses"][0]["restartCount"] == 1).await;
+    cluster.ready("one").await;
+    assert_eq!(users(&cluster.cri.container("first").unwrap()).0, namespace);
+    for name in ["one", "two", "three"] {
+        cluster.api::<Pod>().delete(name, &DeleteParams::default().grace_period(0)).await.unwrap();
+        cluster.gone(name).await;
+    }
+    kubelet.stop().await;
+}

@@ -220,6 +220,7 @@ async fn configz(State(pods): State<Arc<Pods>>) -> Json<Value> {
         "podPidsLimit": config.pod_pids_limit.unwrap_or(-1),
         "resolvConf": config.resolv_conf,
         "staticPodPath": config.manifest_dir,
+        "userNamespaces": {"idsPerPod": config.user_namespaces_ids_per_pod},
     }}))
 }
 

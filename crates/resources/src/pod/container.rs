@@ -112,6 +112,9 @@ impl Pod<'_> {
         env::validate(container, self.volumes, path, errors);
         self.mounts(container, &path.child("volumeMounts"), errors);
         self.devices(container.volume_devices.as_ref(), &path.child("volumeDevices"), errors);
+        if self.spec.host_users == Some(false) && container.volume_devices.as_ref().is_some_and(|all| !all.is_empty()) {
+            errors.forbidden(&path.child("volumeDevices"), "when `hostUsers` is false");
+        }
         errors.one_of(&path.child("imagePullPolicy"), container.image_pull_policy.as_deref(), PULL_POLICIES);
         if let Some(resources) = &container.resources {
             quantity::requirements(resources, &path.child("resources"), errors);

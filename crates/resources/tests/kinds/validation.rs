@@ -162,6 +162,22 @@ fn pods() {
             "spec.shareProcessNamespace: Invalid value: true: ShareProcessNamespace and HostPID cannot both be enabled",
         ),
         (
+            json!({"spec": {"hostUsers": false, "hostNetwork": true}}),
+            "spec.hostNetwork: Forbidden: when `hostUsers` is false",
+        ),
+        (json!({"spec": {"hostUsers": false, "hostPID": true}}), "spec.hostPID: Forbidden: when `hostUsers` is false"),
+        (json!({"spec": {"hostUsers": false, "hostIPC": true}}), "spec.hostIPC: Forbidden: when `hostUsers` is false"),
+        (
+            json!({"spec": {"hostUsers": false,
+                "containers": [{"name": "a", "image": "b", "volumeDevices": [{"name": "v", "devicePath": "/dev/v"}]}],
+                "volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "v"}}]}}),
+            "spec.containers[0].volumeDevices: Forbidden: when `hostUsers` is false",
+        ),
+        (
+            container(json!({"securityContext": {"procMount": "Unmasked"}})),
+            r#"spec.containers[0].securityContext.procMount: Invalid value: "Unmasked": `hostUsers` must be false to use"#,
+        ),
+        (
             json!({"spec": {"ephemeralContainers": [{"name": "e", "image": "b"}]}}),
             "spec.ephemeralContainers: Forbidden: cannot be set on create",
         ),
