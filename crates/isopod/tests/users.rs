@@ -62,7 +62,7 @@ fn host_ids(cluster: &Cluster, namespace: &str, name: &str) -> u32 {
     let map = exec(cluster, namespace, name, "cat /proc/self/uid_map /proc/self/gid_map");
     let fields: Vec<u32> = map.split_whitespace().map(|field| field.parse().unwrap()).collect();
     let first = recorded(cluster, namespace, name);
-    assert!(first >= 65_536 && first % 65_536 == 0, "{first}");
+    assert!(first >= 65_536 && first.is_multiple_of(65_536), "{first}");
     assert_eq!(fields, [0, first, 65_536, 0, first, 65_536]);
     first
 }

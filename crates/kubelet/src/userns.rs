@@ -245,7 +245,8 @@ mod tests {
     fn the_hosts_ids_come_from_the_user_kubelet() {
         let passwd = "root:x:0:0::/:/bin/sh\nkubelet:x:990:990::/:/bin/false\n";
         let good = Some("me:1:2\nkubelet:131072:13107200\n");
-        let cases: [(&str, Option<&str>, Option<&str>, Result<(u32, u64), &str>); 9] = [
+        type Expected = Result<(u32, u64), &'static str>;
+        let cases: [(&str, Option<&str>, Option<&str>, Expected); 9] = [
             ("root:x:0:0::/:/bin/sh\n", good, good, Ok(DEFAULT)),
             (passwd, None, None, Ok(DEFAULT)),
             (passwd, good, good, Ok((131_072, 13_107_200))),
@@ -272,7 +273,8 @@ mod tests {
 
     #[test]
     fn ranges_are_whole_and_enough() {
-        let cases: [((u32, u64), u32, u32, Result<u32, &str>); 9] = [
+        type Expected = Result<u32, &'static str>;
+        let cases: [((u32, u64), u32, u32, Expected); 9] = [
             // 65535 ranges, of which the kernel takes all but the last.
             (DEFAULT, UNIT, 110, Ok(65_534)),
             ((2 * UNIT, IDS - 2 * u64::from(UNIT)), 2 * UNIT, 110, Ok(32_766)),

@@ -43,7 +43,8 @@ mod tests {
     fn one_range_from_zero() {
         let mapping = |host_id, container_id, length| IdMapping { host_id, container_id, length };
         let good = mapping(65_536, 0, 65_536);
-        let cases: [(NamespaceMode, Vec<IdMapping>, Result<Option<u32>, &str>); 7] = [
+        type Expected = Result<Option<u32>, &'static str>;
+        let cases: [(NamespaceMode, Vec<IdMapping>, Expected); 7] = [
             (NamespaceMode::Node, vec![], Ok(None)),
             (NamespaceMode::Pod, vec![good], Ok(Some(65_536))),
             (NamespaceMode::Pod, vec![], Err("need one uid mapping")),
