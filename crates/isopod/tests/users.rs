@@ -25,7 +25,10 @@ fn pods_have_users_of_their_own() {
     let old = host_ids(&cluster, "ids", "one");
     cluster.crash();
     cluster.up(&[&archive]);
-    exec(&cluster, "ids", "one", "touch /tmp/end");
+    eventually("the next main process knows the pod", || {
+        let output = cluster.kubectl(&["-n", "ids", "exec", "one", "--", "touch", "/tmp/end"]).output().unwrap();
+        if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+    });
     cluster.wait(&["-n", "ids", "pod", "one"], |pod| {
         let status = &pod["status"]["containerStatuses"][0];
         status["restartCount"] == 1 && status["ready"] == true

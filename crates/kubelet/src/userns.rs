@@ -343,6 +343,30 @@ mod tests {
     }
 
     #[test]
+    fn ranges_outlive_the_kubelet_and_end_with_the_pod() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut config = Config::new("node", [127, 0, 0, 1].into(), "");
+        config.root_dir = directory.path().into();
+        let pod = |host_users: Option<bool>| -> Pod {
+            let spec = serde_json::json!({"containers": [], "hostUsers": host_users});
+            serde_json::from_value(serde_json::json!({"metadata": {"uid": "a"}, "spec": spec})).unwrap()
+        };
+        let users = UserNamespaces::open(&config).unwrap();
+        assert_eq!(users.of(&pod(None)), Ok(None));
+        assert_eq!(users.of(&pod(Some(true))), Ok(None));
+        let first = users.of(&pod(Some(false))).unwrap();
+        let next = UserNamespaces::open(&config).unwrap();
+        let known = || next.ranges.lock().used.len();
+        assert_eq!(known(), 1);
+        assert_eq!(next.of(&pod(Some(false))), Ok(first));
+        next.release("a");
+        assert_eq!(known(), 0);
+        fs::write(config.pod_dir("a").join(FILE), "{}").unwrap();
+        let error = UserNamespaces::open(&config).map(drop).unwrap_err();
+        assert!(error.starts_with("record pod mappings for existing pod \"a\": invalid user namespace"), "{error}");
+    }
+
+    #[test]
     fn runtimes_say_what_they_support() {
         let handler = |name: &str, user_namespaces| v1::RuntimeHandler {
             name: name.to_owned(),

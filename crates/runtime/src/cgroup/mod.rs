@@ -108,6 +108,14 @@ impl Cgroups {
         }
     }
 
+    /// Has a user manage what is below the cgroup. On v1 nobody but the host's root can.
+    pub(crate) fn give(&self, path: &str, uid: u32, gid: u32) -> Result<()> {
+        match self {
+            Cgroups::V1(_) => Ok(()),
+            Cgroups::V2(v2) => v2::give(&v2.directory(path), uid, gid),
+        }
+    }
+
     pub(crate) fn placement(&self, path: &str) -> Placement {
         match self {
             Cgroups::V1(v1) => {

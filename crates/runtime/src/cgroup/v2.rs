@@ -69,6 +69,23 @@ impl V2 {
     }
 }
 
+/// The files of a cgroup that its new owner must be able to write; the limits are not among them.
+const DELEGATED: &str = "cgroup.procs cgroup.subtree_control cgroup.threads";
+
+/// Lets a user make and fill cgroups below `directory`.
+pub(super) fn give(directory: &Path, uid: u32, gid: u32) -> Result<()> {
+    let files = std::fs::read_to_string("/sys/kernel/cgroup/delegate").unwrap_or_else(|_| DELEGATED.into());
+    for name in std::iter::once("").chain(files.split_whitespace()) {
+        let path = directory.join(name);
+        match std::os::unix::fs::chown(&path, Some(uid), Some(gid)) {
+            // The list is of all the kernel could have.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            other => other.with_context(|| format!("give {} to user {uid}", path.display()))?,
+        }
+    }
+    Ok(())
+}
+
 /// Hands every available controller to the children of `directory`.
 fn delegate(directory: &Path) -> Result<()> {
     let available = std::fs::read_to_string(directory.join("cgroup.controllers")).unwrap_or_default();

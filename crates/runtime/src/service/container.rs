@@ -124,8 +124,11 @@ impl Runtime {
         std::fs::write(&spec_file, serde_json::to_vec(&spec)?).context("write the container's spec")?;
         self.cgroups.create(&record.cgroup)?;
         self.cgroups.apply(&record.cgroup, &specs::limits(context.resources()))?;
-        if let Some(rules) = context.device_rules()? {
-            self.cgroups.restrict_devices(&record.cgroup, &rules)?;
+        match (context.device_rules()?, users(&specs::namespaces(record))?) {
+            (Some(rules), _) => self.cgroups.restrict_devices(&record.cgroup, &rules)?,
+            // Privileged, and so the owner of what is writable in /sys/fs/cgroup.
+            (None, Some(users)) => self.cgroups.give(&record.cgroup, users.uids.host, users.gids.host)?,
+            (None, None) => {}
         }
         if let Some(parent) = std::path::Path::new(&record.log_path).parent() {
             std::fs::create_dir_all(parent).with_context(|| format!("create {}", parent.display()))?;
