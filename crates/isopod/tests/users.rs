@@ -4,6 +4,7 @@ mod common;
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
+use std::process::Stdio;
 
 use common::{cluster, container, output, pod, shell, with};
 use serde_json::{Value, json};
@@ -198,14 +199,17 @@ fn debugging(cluster: &Cluster, namespace: &str) {
         log if log == "started\n" => Ok(()),
         log => Err(log),
     });
-    // A terminal, as `script` gives kubectl one.
+    // A terminal, as `script` gives kubectl one; its input stays open, for it would show the end.
     let kubectl = testkit::kubectl();
     let command = format!(
         "{} -n {namespace} exec -it target -- sh -c 'busybox tty; stat -c %u:%g $(busybox tty); id -u'",
         kubectl.display()
     );
     let mut terminal = cluster.with(Path::new("script"), &["-qec", &command, "/dev/null"]);
-    let seen = String::from_utf8(terminal.output().unwrap().stdout).unwrap().replace('\r', "");
+    let mut terminal = terminal.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let input = terminal.stdin.take();
+    let seen = String::from_utf8(terminal.wait_with_output().unwrap().stdout).unwrap().replace('\r', "");
+    drop(input);
     assert!(seen.ends_with("/dev/pts/0\n0:5\n0\n"), "{seen:?}");
 
     let file = cluster.directory.path().join("copied");
