@@ -71,12 +71,14 @@ fn host_ids(cluster: &Cluster, namespace: &str, name: &str) -> u32 {
     first
 }
 
-/// Owners of the processes on this machine whose command line is this.
-fn owners(command: &str) -> Vec<u32> {
+/// Owners, as the machine knows them, of the cluster's processes whose command line is this.
+fn owners(cluster: &Cluster, command: &str) -> Vec<u32> {
+    let cgroups = format!("/{}/", cluster.name);
     let processes = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
     let matching = processes.filter(|path| {
         let line = std::fs::read(path.join("cmdline")).unwrap_or_default();
         String::from_utf8_lossy(&line).replace('\0', " ").trim_end() == command
+            && std::fs::read_to_string(path.join("cgroup")).is_ok_and(|paths| paths.contains(&cgroups))
     });
     matching.filter_map(|path| Some(std::fs::metadata(path.join("stat")).ok()?.uid())).collect()
 }
@@ -93,12 +95,12 @@ fn ids(cluster: &Cluster, namespace: &str) {
         exec(cluster, namespace, "two", "id -u; id -g; stat -c %u:%g / /bin/busybox /etc/hosts /dev/null"),
         "0\n0\n0:0\n0:0\n0:0\n0:0\n"
     );
-    assert_eq!((owners("sleep 314159"), owners("sleep 271828")), (vec![two], vec![0]));
+    assert_eq!((owners(cluster, "sleep 314159"), owners(cluster, "sleep 271828")), (vec![two], vec![0]));
     assert_eq!(exec(cluster, namespace, "plain", "echo $(cat /proc/self/uid_map)"), "0 0 4294967295\n");
     let user = json!({"runAsUser": 1000, "runAsGroup": 1001});
     run(cluster, namespace, "user", owning(with(sleeps("161803"), json!({"securityContext": user}))));
     let user = recorded(cluster, namespace, "user");
-    assert_eq!(owners("sleep 161803"), [user + 1000]);
+    assert_eq!(owners(cluster, "sleep 161803"), [user + 1000]);
     assert_eq!(
         exec(cluster, namespace, "user", "id -u; id -g; touch /tmp/x; stat -c %u:%g /tmp/x"),
         "1000\n1001\n1000:1001\n"

@@ -159,6 +159,25 @@ async fn a_container_with_a_terminal_takes_input_and_sizes() {
 }
 
 #[tokio::test]
+async fn output_waits_for_a_slow_client_but_not_for_what_a_command_leaves_behind() {
+    let mut stack = Stack::start().await;
+    let (_, id) = sleeper(&mut stack, |_| {}).await;
+    let streams = streams(&stack).await;
+    let (io, mut ends) = ends();
+    let script = "sleep 100000 & head -c 60000 /dev/zero"; // no more than a pipe holds: it does not wait for us
+    let exec = tokio::spawn({
+        let (streams, id) = (streams.clone(), id.clone());
+        async move { streams.exec(&id, command(&["sh", "-c", script]), false, io).await }
+    });
+    // Longer than silence is suffered after the command's end.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let mut seen = Vec::new();
+    ends.stdout.read_to_end(&mut seen).await.unwrap();
+    assert_eq!(seen.len(), 60_000);
+    exec.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn ports_are_those_of_the_pods_loopback() {
     let mut stack = Stack::start().await;
     let (pod, id) = sleeper(&mut stack, |config| {

@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::net::unix::pipe;
+use tokio_util::sync::CancellationToken;
 
 use super::container::NotFound;
 use super::records::ContainerRecord;
@@ -25,7 +26,9 @@ use crate::streaming::{Duplex, StreamError, StreamIo, Streams};
 /// Most that ExecSync returns of each stream, so that both fit into a message of 16 MiB; the rest is
 /// read and dropped.
 const OUTPUT_LIMIT: usize = 8 * 1024 * 1024 - 32 * 1024;
-/// How long output is awaited after the command's end: a process it left behind may hold the pipe.
+/// Bytes of output read at once.
+const CHUNK: usize = 16 * 1024;
+/// How long output may be silent after the command's end: a process it left behind may hold the pipe.
 const DRAIN: Duration = Duration::from_secs(2);
 /// How long a forwarded port takes a client's bytes after the pod has closed its side, as containerd.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -106,8 +109,11 @@ impl Runtime {
         let running = self.start_exec(id, command, false, [None, Some(their_out), Some(their_err)]).await?;
         let (out, err) = (Kept::default(), Kept::default());
         let (into_out, into_err) = (out.clone(), err.clone());
-        let mut collected =
-            tokio::spawn(async move { tokio::join!(collect(stdout, into_out), collect(stderr, into_err)) });
+        let ended = CancellationToken::new();
+        let over = ended.clone();
+        let collected = tokio::spawn(async move {
+            tokio::join!(collect(stdout, into_out, &over), collect(stderr, into_err, &over));
+        });
         let code = match timeout {
             Duration::ZERO => running.exit_code().await?,
             limit => match tokio::time::timeout(limit, running.exit_code()).await {
@@ -119,9 +125,8 @@ impl Runtime {
                 }
             },
         };
-        if tokio::time::timeout(DRAIN, &mut collected).await.is_err() {
-            collected.abort();
-        }
+        ended.cancel();
+        let _ = collected.await;
         let (stdout, stderr) = (std::mem::take(&mut *out.lock()), std::mem::take(&mut *err.lock()));
         Ok(Output { stdout, stderr, code })
     }
@@ -156,10 +161,24 @@ fn input_pipe() -> io::Result<(OwnedFd, pipe::Sender)> {
 /// What has been read so far.
 type Kept = Arc<parking_lot::Mutex<Vec<u8>>>;
 
+/// Reads what there is: nothing at the end, or when a command that has `ended` left no more behind. However late this
+/// comes to run, what lies in the pipe is read first.
+async fn next(source: &mut (impl AsyncRead + Unpin), chunk: &mut [u8], ended: &CancellationToken) -> usize {
+    let silence = async {
+        ended.cancelled().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    tokio::select! {
+        biased;
+        read = source.read(chunk) => read.unwrap_or(0),
+        () = silence => 0,
+    }
+}
+
 /// Reads to the end, keeps the beginning.
-async fn collect(mut source: impl AsyncRead + Unpin, kept: Kept) {
-    let mut chunk = vec![0; 16 * 1024];
-    while let Ok(length @ 1..) = source.read(&mut chunk).await {
+async fn collect(mut source: impl AsyncRead + Unpin, kept: Kept, ended: &CancellationToken) {
+    let mut chunk = vec![0; CHUNK];
+    while let length @ 1.. = next(&mut source, &mut chunk, ended).await {
         let mut kept = kept.lock();
         let room = OUTPUT_LIMIT - kept.len();
         kept.extend_from_slice(&chunk[..length.min(room)]);
@@ -183,15 +202,22 @@ impl AsyncRead for Terminal {
 }
 
 /// Copies until the source ends; the sink is shut down then, which hands on the end of file.
-async fn copy(mut from: impl AsyncRead + Unpin, mut to: impl tokio::io::AsyncWrite + Unpin) {
-    let _ = tokio::io::copy(&mut from, &mut to).await;
-    let _ = to.shutdown().await;
+async fn copy_if(from: Option<impl AsyncRead + Unpin>, to: Option<impl AsyncWrite + Unpin>) {
+    if let (Some(from), Some(to)) = (from, to) {
+        one_way(from, to).await;
+    }
 }
 
-async fn copy_if(from: Option<impl AsyncRead + Unpin>, to: Option<impl tokio::io::AsyncWrite + Unpin>) {
-    if let (Some(from), Some(to)) = (from, to) {
-        copy(from, to).await;
+/// Copies a command's output, for as long as the client takes to read it.
+async fn output(from: Option<impl AsyncRead + Unpin>, to: Option<impl AsyncWrite + Unpin>, ended: &CancellationToken) {
+    let (Some(mut from), Some(mut to)) = (from, to) else { return };
+    let mut chunk = vec![0; CHUNK];
+    while let length @ 1.. = next(&mut from, &mut chunk, ended).await {
+        if to.write_all(&chunk[..length]).await.is_err() || to.flush().await.is_err() {
+            break;
+        }
     }
+    let _ = to.shutdown().await;
 }
 
 /// Serves streams for the streaming server.
@@ -233,10 +259,15 @@ impl Sessions {
         let (stderr, their_err) = io.stderr.is_some().then(output_pipe).transpose()?.unzip();
         let running = self.0.start_exec(id, command, false, [their_in, their_out, their_err]).await?;
         let input = tokio::spawn(copy_if(io.stdin, stdin));
-        let output = tokio::spawn(async move { tokio::join!(copy_if(stdout, io.stdout), copy_if(stderr, io.stderr)) });
+        let ended = CancellationToken::new();
+        let over = ended.clone();
+        let output = tokio::spawn(async move {
+            tokio::join!(output(stdout, io.stdout, &over), output(stderr, io.stderr, &over));
+        });
         let code = running.exit_code().await;
         input.abort();
-        finish(output).await;
+        ended.cancel();
+        let _ = output.await;
         code
     }
 
@@ -252,7 +283,9 @@ impl Sessions {
                 let _ = tokio::io::copy(&mut from, &mut write).await;
             }
         });
-        let output = tokio::spawn(copy_if(Some(read), io.stdout));
+        let ended = CancellationToken::new();
+        let over = ended.clone();
+        let output = tokio::spawn(async move { output(Some(read), io.stdout, &over).await });
         let exit = running.exit_code();
         tokio::pin!(exit);
         let code = loop {
@@ -264,7 +297,8 @@ impl Sessions {
             }
         };
         input.abort();
-        finish(output).await;
+        ended.cancel();
+        let _ = output.await;
         code
     }
 
@@ -283,8 +317,11 @@ impl Sessions {
         session.send(&Request::Attach { container: record.id.clone(), stdio: wanted }, &fds).await?;
         drop(stdio);
         let input = tokio::spawn(copy_if(io.stdin, stdin));
-        let mut output =
-            tokio::spawn(async move { tokio::join!(copy_if(stdout, io.stdout), copy_if(stderr, io.stderr)) });
+        let ended = CancellationToken::new();
+        let over = ended.clone();
+        let mut output = tokio::spawn(async move {
+            tokio::join!(output(stdout, io.stdout, &over), output(stderr, io.stderr, &over));
+        });
         let done = session.answer();
         tokio::pin!(done);
         let result = loop {
@@ -301,7 +338,8 @@ impl Sessions {
             }
         };
         input.abort();
-        finish(output).await;
+        ended.cancel();
+        let _ = output.await;
         result
     }
 
@@ -331,12 +369,6 @@ async fn relay(client: Box<dyn Duplex>, pod: TcpStream) {
 async fn one_way(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin) {
     let _ = tokio::io::copy(&mut from, &mut to).await;
     let _ = to.shutdown().await;
-}
-
-async fn finish<T>(mut output: tokio::task::JoinHandle<T>) {
-    if tokio::time::timeout(DRAIN, &mut output).await.is_err() {
-        output.abort();
-    }
 }
 
 fn nonblocking(master: &OwnedFd) -> io::Result<OwnedFd> {
