@@ -111,6 +111,20 @@ fn pods_as_a_whole_are_resized(cluster: &Cluster) {
         assert_eq!(after["status"]["allocatedResources"], resources(cpu, memory)["requests"]);
         assert_eq!(first_status(&after)["containerID"], first_status(&before)["containerID"]);
     }
+    // A kubelet that comes back brings the cgroup up to what was granted.
+    cluster.crash();
+    let script = format!(
+        "for d in $(find /sys/fs/cgroup -type d -name pod{}); do for f in cpu.cfs_quota_us cpu.max; do \
+         [ ! -e $d/$f ] || echo 7000 > $d/$f; done; done",
+        before["metadata"]["uid"].as_str().unwrap()
+    );
+    assert!(std::process::Command::new("sh").args(["-c", &script]).status().unwrap().success());
+    assert_eq!(whole(&before).0, "7000");
+    cluster.up(&[]);
+    eventually("the cgroup is put right", || {
+        let quota = whole(&before).0;
+        if quota == "5000" { Ok(()) } else { Err(quota) }
+    });
     let patch = json!({"spec": {"resources": {"limits": {"cpu": null}}}}).to_string();
     let refused = cluster.refuse(&["patch", "pod", "whole", "--subresource=resize", "-p", &patch]);
     assert!(refused.contains("spec.resources.limits: Forbidden: resource limits cannot be removed"), "{refused}");

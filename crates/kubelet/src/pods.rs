@@ -153,6 +153,12 @@ impl Pods {
 
     fn start(self: &Arc<Self>, wanted: Arc<Pod>, runtime: Runtime) {
         let (pod, pending) = self.grant(&wanted, &resize::granted_before(&wanted));
+        let found = runtime != Runtime::default() && !pod::is_terminal(&pod);
+        if found && pod::spec(&pod).resources.is_some() {
+            // What the pod as a whole may have can have changed while no kubelet ran, and no container tells of it.
+            let (pod, config) = (pod.clone(), self.shared.config.clone());
+            tokio::task::spawn_blocking(move || crate::cgroup::create(&pod, &config));
+        }
         let uid = pod::uid(&pod).to_owned();
         let (sender, receiver) = mpsc::channel(INBOX);
         let initial = Snapshot {
